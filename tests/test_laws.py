@@ -1,0 +1,337 @@
+"""Claims of the static laws: what a fit recovers and what it cannot, and that the solver finds the optimum.
+
+Rows are those of lmo.md section 3.
+"""
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings, strategies as st
+
+import aioli
+from aioli import LogLinear, Power, cover, egd, fit_linear_dynamic, fit_log_linear, fit_power_law, solve_static
+from worlds import Static, differ, drive, history, matrices, mixtures, rng_of, same, seeds, sizes, swapped
+
+torch.set_num_threads(1)                                                      # on a busy machine two threads take 30 times as long
+ms = st.integers(2, 6)
+
+
+def a_law(seed, m, n=None):
+    """A log-linear law in which most groups help most losses, own groups more."""
+    rng, n = rng_of(seed), n or m
+    t = rng.uniform(-1, .4, (n, m)) - np.eye(n, m)
+    return LogLinear(rng.uniform(.5, 2, n), t)
+
+
+def a_power_law(seed, m, n=None):
+    rng, n = rng_of(seed), n or m
+    return Power(rng.uniform(1, 2, n), rng.uniform(.2, .6, n), rng.uniform(.05, .4, (n, m)) + np.eye(n, m),
+                 rng.uniform(.3, .9, (n, m)))
+
+
+class Straight(NamedTuple):
+    """The linear law as a static one: L = c - A p."""
+    c: np.ndarray
+    A: np.ndarray
+
+    def __call__(self, P):
+        return self.c - P @ self.A.T
+
+    def gradient(self, p):
+        return -self.A
+
+    @property
+    def m(self):
+        return self.A.shape[1]
+
+
+class Signed(NamedTuple):
+    """The log-linear law with a factor k of either sign, as an unconstrained fit may return."""
+    c: np.ndarray
+    k: np.ndarray
+    t: np.ndarray
+
+    def __call__(self, P):
+        return self.c + self.k * np.exp(P @ self.t.T)
+
+    def gradient(self, p):
+        return self.t * (self(p) - self.c)[:, None]
+
+    @property
+    def m(self):
+        return self.t.shape[1]
+
+
+def lattice(m, n):
+    """All mixtures in steps of 1 / n."""
+    points = np.stack(np.meshgrid(*[np.arange(n + 1)] * (m - 1), indexing="ij"), -1).reshape(-1, m - 1)
+    points = points[points.sum(1) <= n]
+    return np.column_stack((points, n - points.sum(1))) / n
+
+
+# ---- the laws ----
+
+
+@given(ms, seeds)
+def test_a_law_is_its_formula_on_any_array_of_mixtures(m, seed):
+    P = rng_of(seed).dirichlet(np.ones(m), (2, 3))
+    for law, value in ((a_law(seed, m, 3), lambda law, i, p: math.exp(sum(law.t[i] * p))),
+                       (a_power_law(seed, m, 3), lambda law, i, p: 1 / (law.eps[i] + sum(law.a[i] * p ** law.g[i])))):
+        for index in np.ndindex(2, 3):
+            same(law(P)[index], [law.c[i] + value(law, i, P[index]) for i in range(3)])
+
+
+@given(ms, seeds, st.sampled_from([a_law, a_power_law]))
+def test_a_laws_gradient_is_its_slope(m, seed, make):
+    law, rng = make(seed, m), rng_of(seed)
+    p, step = .9 * rng.dirichlet(np.ones(m)) + .1 / m, 1e-6
+    slope = [(law(p + step * e) - law(p - step * e)) / (2 * step) for e in np.eye(m)]
+    same(law.gradient(p), np.transpose(slope), rtol=1e-6, atol=1e-7)
+
+
+@given(ms, seeds, st.floats(-3, 3))
+def test_a_factor_k_is_the_same_number_added_to_a_row_of_t(m, seed, shift):
+    """lmo.md D1: so k can be left out, and t and k are not identifiable (10.1 no. 14), though predictions are."""
+    law, P = a_law(seed, m), rng_of(seed).dirichlet(np.ones(m), 5)
+    same(Signed(law.c, np.full(m, np.exp(-shift)), law.t + shift)(P), law(P))
+    same(LogLinear(law.c, law.t + shift)(P) - law.c, np.exp(shift) * (law(P) - law.c))
+
+
+@given(ms, seeds, st.sampled_from([a_law, a_power_law]))
+def test_a_law_is_convex(m, seed, make):
+    """lmo.md D3: k > 0; for the power law, exponents up to 1."""
+    law, rng = make(seed, m), rng_of(seed)
+    p, q = rng.dirichlet(np.ones(m), 2)
+    for share in (.1, .5, .8):
+        assert np.all(law(share * p + (1 - share) * q) <= share * law(p) + (1 - share) * law(q) + 1e-12)
+
+
+@given(st.integers(3, 6), seeds)
+def test_groups_in_fixed_proportions_are_one_group_of_the_same_law(m, seed):
+    """lmo.md D8: its column of t is the mean in these proportions; so for A in the linear law."""
+    law, rng = a_law(seed, m), rng_of(seed)
+    k = rng.integers(2, m)                                                    # the last k groups are frozen
+    inside = rng.dirichlet(np.ones(k))
+
+    def collapsed(t):
+        return np.column_stack((t[:, :m - k], t[:, m - k:] @ inside))
+    q = rng.dirichlet(np.ones(m - k + 1))
+    p = np.concatenate((q[:-1], q[-1] * inside))
+    same(LogLinear(law.c, collapsed(law.t))(q), law(p))
+    same(Straight(law.c, collapsed(law.t))(q), Straight(law.c, law.t)(p))
+
+
+# ---- the solver ----
+
+
+@given(st.floats(-4, -.05), st.floats(-1, 1), st.floats(-4, -.05), st.floats(-1, 1))
+def test_the_optimum_for_two_groups_has_a_closed_form(k1, b1, k2, b2):
+    """lmo.md D4."""
+    best = min(max((k2 + b2 - b1 + math.log(k2 / k1)) / (k1 + k2), 0), 1)
+    p = solve_static(LogLinear(np.array([1., 2.]), np.array([[k1 + b1, b1], [b2, k2 + b2]])))
+    same(p, [best, 1 - best], atol=1e-5)
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 4), seeds, st.sampled_from(["loss", "perplexity"]), st.booleans())
+def test_the_solver_is_at_least_as_good_as_a_fine_grid(m, seed, objective, power):
+    """lmo.md G1, D3: the law's own optimum is below every mixture that one could have tried."""
+    law = (a_power_law if power else a_law)(seed, m)
+    w = rng_of(seed).uniform(.1, 2, m)
+
+    def value(P):
+        return (np.exp(law(P)) if objective == "perplexity" else law(P)) @ w
+    p = solve_static(law, weights=w, objective=objective)
+    same(p.sum(), 1)
+    assert p.min() >= 0 and value(p) <= value(lattice(m, {2: 2000, 3: 60, 4: 24}[m])).min() + 1e-10
+
+
+@settings(max_examples=20)
+@given(ms, seeds)
+def test_at_the_optimum_no_group_promises_more_than_another(m, seed):
+    """S5 with A[i, j] = -t_ij (L_i - c_i), D2: column sums equal on the support, none higher off it."""
+    law = a_law(seed, m)
+    p = solve_static(law)
+    s = -law.gradient(p).sum(0)
+    assert np.all(s <= s @ p + 1e-4)
+    same(s[p > 1e-3], s @ p, rtol=0, atol=1e-4)
+    same(egd(p, s, .1), p, rtol=0, atol=1e-4)
+
+
+@settings(max_examples=15)
+@given(ms, seeds)
+def test_for_a_convex_law_the_start_of_the_solver_does_not_matter(m, seed):
+    """lmo.md D3."""
+    law = a_law(seed, m)
+    same(solve_static(law, starts=1 + m), solve_static(law), rtol=0, atol=1e-5)
+
+
+def test_false_that_the_objective_of_dml_is_always_convex():
+    """lmo.md 10.1 no. 15: with factors k < 0, as an unconstrained fit returns them, both corners are local optima.
+
+    From the middle the slope leads to the worse one; starts near every corner find the better.
+    """
+    law = Signed(np.array([4., 4.]), np.array([-1., -1.]), np.array([[1., 0.], [-3., 1.1]]))
+    worse, better = law(np.eye(2)).sum(1)
+    assert law(np.full(2, .5)).sum() > worse > better + 1
+    same(solve_static(law), [1, 0], atol=1e-6)
+    same(solve_static(law, starts=3), [0, 1], atol=1e-6)
+
+
+@settings(max_examples=20)
+@given(ms, seeds)
+def test_relabelling_groups_relabels_the_optimum_and_levels_and_units_of_weight_do_not_matter(m, seed):
+    """lmo.md D6."""
+    law, order, rng = a_law(seed, m), rng_of(seed).permutation(m), rng_of(seed)
+    w = rng.uniform(.5, 2, m)
+    p = solve_static(law, weights=w)
+    same(solve_static(LogLinear(law.c[order], law.t[np.ix_(order, order)]), weights=w[order]), p[order], rtol=0, atol=1e-5)
+    same(solve_static(LogLinear(law.c + rng.uniform(0, 3, m), law.t), weights=w), p, rtol=0, atol=1e-5)
+    same(solve_static(law, weights=7 * w), p, rtol=0, atol=1e-5)
+    same(solve_static(law), solve_static(law, weights=np.ones(m)), rtol=0, atol=0)
+
+
+def test_false_that_the_unit_of_one_groups_loss_does_not_matter():
+    """lmo.md D7: nats or bits per byte, with different bytes per token, weigh the groups differently."""
+    law = a_law(0, 2)
+    in_bits = LogLinear(np.array([.3, 1]) * law.c, law.t + np.log([[.3], [1]]))
+    differ(solve_static(in_bits), solve_static(law), .05)
+
+
+@settings(max_examples=15)
+@given(ms, seeds)
+def test_a_linear_law_ends_at_a_corner(m, seed):
+    """lmo.md S13, through the solver; a floor keeps the others in."""
+    A = rng_of(seed).uniform(-.5, 1, (m, m))
+    s = A.sum(0)
+    assume(np.sort(s)[-1] - np.sort(s)[-2] > .05)
+    same(solve_static(Straight(np.zeros(m), A)), np.eye(m)[s.argmax()], rtol=0, atol=1e-6)
+    same(solve_static(Straight(np.zeros(m), A), floor=.05), .05 + (1 - .05 * m) * np.eye(m)[s.argmax()], rtol=0, atol=1e-6)
+
+
+@given(ms, seeds)
+def test_one_step_of_the_solver_is_the_online_step_on_the_laws_local_A(m, seed):
+    """lmo.md D2, section 10: A[i, j] = -t_ij (L_i(p) - c_i); with c = 0 that is Skill-It's graph times loss."""
+    law, u = a_law(seed, m), np.full(m, 1 / m)
+    A = np.array([[-law.t[i, j] * (law(u)[i] - law.c[i]) for j in range(m)] for i in range(m)])
+    p, etas = solve_static(law, steps=1), [1 / 2 ** k for k in range(50)]
+    assert any(np.allclose(p, egd(u, A.sum(0), eta), rtol=1e-9) for eta in etas) and law(p).sum() < law(u).sum()
+    none = LogLinear(np.zeros(m), law.t)
+    same(-none.gradient(u), -law.t * none(u)[:, None])
+
+
+# ---- the fits ----
+
+
+@given(st.data(), st.integers(0, 5))
+def test_the_linear_dynamic_fit_recovers_A_from_any_mixtures_that_tell_the_groups_apart(data, more):
+    A = data.draw(matrices(n=data.draw(sizes)))
+    m = A.shape[1]
+    P = rng_of(data.draw(seeds)).dirichlet(np.full(m, .5), m + more)
+    assume(np.linalg.cond(P) < 1e4)
+    same(fit_linear_dynamic(P, P @ A.T) / np.abs(A).max(), A / np.abs(A).max(), rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="do not determine A"):
+        fit_linear_dynamic(P[:m - 1], P[:m - 1] @ A.T)
+
+
+@pytest.mark.parametrize("m, runs, seed", [(2, 9, 0), (3, 8, 1), (7, 24, 3)])
+def test_the_log_linear_fit_recovers_the_predictions_of_the_law_that_made_the_losses(m, runs, seed):
+    """lmo.md D5, on mixtures it has not seen, the corners' neighbourhood included; and it is the same every time."""
+    law, P = a_law(seed, m), cover(m, runs, rng_of(seed))
+    found = fit_log_linear(P, law(P))
+    unseen = rng_of(seed + 1).dirichlet(np.ones(m), 50)
+    same(found(P), law(P), rtol=0, atol=5e-4)
+    same(found(unseen), law(unseen), rtol=0, atol=2e-3)
+    assert found.c.min() >= 0
+    if m == 3:
+        again = fit_log_linear(P, law(P))
+        assert np.array_equal(found.c, again.c) and np.array_equal(found.t, again.t)
+
+
+def test_the_log_linear_fit_needs_m_plus_one_runs_and_no_more():
+    """lmo.md D1: m + 1 free parameters per loss; with as many generic runs the predictions are recovered."""
+    law, P = a_law(5, 3), np.array([[.8, .1, .1], [.1, .8, .1], [.1, .1, .8], [.34, .33, .33]])
+    found = fit_log_linear(P, law(P))
+    same(found(P), law(P), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="at least 4"):
+        fit_log_linear(P[:3], law(P[:3]))
+
+
+def test_relabelling_groups_relabels_the_fit_and_a_constant_moves_its_level_only():
+    """lmo.md D6."""
+    law, P, order = a_law(6, 3, 2), cover(3, 7, rng_of(0)), np.array([2, 0, 1])
+    L = law(P) + .003 * rng_of(1).normal(size=(7, 2))                         # noise: the fit is not exact
+    found = fit_log_linear(P, L)
+    both = fit_log_linear(P[:, order], np.hstack((L[:, ::-1], L + [1, 2])))
+    same(both(P[:, order]), np.hstack((found(P)[:, ::-1], found(P) + [1, 2])), rtol=0, atol=1e-4)
+
+
+def test_false_that_the_fit_recovers_the_parameters():
+    """lmo.md D5, 10.1 no. 14: two laws with k = 1 / 5 and 5 are one fit, so neither k is found."""
+    law, P = a_law(7, 2), cover(2, 9, rng_of(0))
+    small, large = (Signed(law.c, np.full(2, k), law.t - math.log(k)) for k in (.2, 5.))
+    differ(small.t, large.t, 3)
+    same(fit_log_linear(P, small(P)).t, fit_log_linear(P, large(P)).t, rtol=0, atol=1e-6)
+
+
+def test_one_run_gone_wrong_does_not_bend_the_law():
+    """The Huber error: at the other runs the predictions stay."""
+    law, P = a_law(8, 2), cover(2, 15, rng_of(0))
+    L = law(P)
+    L[4] += 1.
+    found = fit_log_linear(P, L)
+    rest = np.arange(15) != 4
+    assert np.abs(found(P)[rest] - law(P)[rest]).max() < .02
+
+
+@pytest.mark.parametrize("m, runs", [(2, 12), (3, 30)])
+def test_the_power_fit_recovers_the_predictions_of_the_law_that_made_the_losses(m, runs):
+    """And it is the same every time."""
+    law, P = a_power_law(m, m), cover(m, runs, rng_of(0))
+    found = fit_power_law(P, law(P))
+    unseen = .9 * rng_of(1).dirichlet(np.ones(m), 50) + .1 / m
+    same(found(P), law(P), rtol=0, atol=2e-3)
+    same(found(unseen), law(unseen), rtol=0, atol=1e-2)
+    assert all(part.min() >= 0 for part in found)
+    if m == 2:
+        assert all(np.array_equal(a, b) for a, b in zip(found, fit_power_law(P, law(P))))
+
+
+@pytest.mark.parametrize("fit", [fit_log_linear, fit_power_law])
+def test_a_fit_refuses_what_are_not_runs(fit):
+    P, L = cover(2, 5, None), np.full((5, 2), 3.)
+    for mixtures, losses in ((P[:4], L), (P, L[:, 0]), (-P, L), (P, np.where(L > 0, np.nan, L)), (0 * P, L), (P[:1], L[:1])):
+        with pytest.raises(ValueError):
+            fit(mixtures, losses)
+
+
+def test_a_fit_takes_mixtures_in_percent():
+    """Shares are divided by their sum, so a table rounded to three decimals will do."""
+    law, P = a_law(9, 2), cover(2, 9, rng_of(0))
+    same(fit_log_linear(100 * P, law(P))(P), law(P), rtol=0, atol=1e-4)
+
+
+@settings(max_examples=15)
+@given(st.integers(3, 6), st.integers(2, 6), seeds)
+def test_a_cover_is_spread_out_by_thinning_the_closest_pairs(m, runs, seed):
+    """Section 2: of 8 times as many Dirichlet(1.5) draws the closest pair loses its first until `runs` are left."""
+    left = list(rng_of(seed).dirichlet(np.full(m, 1.5), 8 * runs))
+    while len(left) > runs:
+        pairs = [(math.dist(left[a], left[b]), a) for a in range(len(left)) for b in range(a + 1, len(left))]
+        left.pop(min(pairs)[1])
+    same(cover(m, runs, rng_of(seed)), left)
+
+
+def test_dml_and_power_take_the_optimum_of_the_law_that_they_fit():
+    """The static law in the loop: sweep, fit to all of it, solve, train; A as documented."""
+    for method, name, law in ((aioli.dml, "fit_log_linear", a_law(10, 3)), (aioli.power, "fit_power_law", a_power_law(10, 3))):
+        given_to_fit, h = [], history(3)
+        with swapped(**{name: lambda P, L: given_to_fit.append((P, L)) or law}):
+            drive(method(h, 10), Static(law), h)
+        (P, L), last = given_to_fit[0], h.last.request
+        assert len(P) == len(L) == 9 and np.array_equal(P, [row.request.p for row in h.rows[:-1]])
+        assert np.array_equal(L, [law(p) for p in P])
+        same(last.p, solve_static(law, starts=4), rtol=0, atol=1e-6)
+        same(last.A, -law.t if method is aioli.dml else -law.gradient(last.p))

@@ -1,0 +1,578 @@
+"""Claims of the methods: each is the algorithm of its paper, spends what it says, composes, and resumes anywhere.
+
+The originals are restated here longhand, in plain loops, from the papers and the released code (lmo.md 3 to 6, not
+aioli.py), extras included, and run beside ours through random rounds. Rows are those of lmo.md.
+"""
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings, strategies as st
+
+import aioli
+from aioli import METHODS, Peek, Train, Update, probe_counts
+from worlds import (NAMES, Linear, Static, aioli_on, doge_weights, doremi_weights, drive, gradient_signals, history,
+                    matrices, measure, mixtures_of, rng_of, same, seeds, sizes, skillit_weights, steps_of, swapped, tables)
+
+torch.set_num_threads(1)                                                      # the fits are small
+
+# ---- the originals, longhand ----
+
+
+def original_skillit(graph, before, losses, eta, window):
+    """Skill-It as released: graph[j][i], train j to eval i; weights restart from ones; the window sums losses."""
+    k, rounds = len(before), []
+    weights = [math.exp(eta * sum(graph[j][i] for i in range(k))) for j in range(k)]
+    rounds.append([w / sum(weights) for w in weights])
+    for t in range(1, len(losses) + 1):
+        weights = [1.0] * k
+        for j in range(k):
+            influence = 0.0
+            for i in range(k):
+                recent = sum(losses[s][i] for s in range(max(0, t - window), t))
+                influence += graph[j][i] * recent
+            weights[j] *= math.exp(eta * influence)
+        rounds.append([w / sum(weights) for w in weights])
+    return rounds
+
+
+def original_doremi(batches, k, eta, c, never_seen):
+    """DoReMi: batches[t][j] is a list of (proxy loss, reference loss) per token, empty if group j is not in batch t."""
+    alpha, score, history, running = [1 / k] * k, [never_seen] * k, [], [0.0] * k
+    for batch in batches:
+        for j in range(k):
+            if batch[j]:
+                score[j] = sum(max(proxy - reference, 0.0) for proxy, reference in batch[j]) / len(batch[j])
+        alpha = [alpha[j] * math.exp(eta * score[j]) for j in range(k)]
+        alpha = [a / sum(alpha) for a in alpha]
+        alpha = [(1 - c) * a + c / k for a in alpha]
+        history.append(alpha)
+        running = [r + a for r, a in zip(running, alpha)]
+    return history, [r / len(batches) for r in running]
+
+
+def original_doge(steps, lrs, k, mu, max_norm=1.0, cap=5.0):
+    """DoGE as released: steps[t] = (gradient of each group or None, gradient of the target batch)."""
+    def clipped(g):
+        norm = math.sqrt(sum(x * x for x in g))
+        return [x * min(1.0, max_norm / norm) for x in g] if norm > 0 else list(g)
+
+    log_alpha, history, running = [math.log(1 / k)] * k, [], [0.0] * k
+    for (grads, target), lr in zip(steps, lrs):
+        target = clipped(target)
+        grads = [clipped(g) if g is not None else [0.0] * len(target) for g in grads]
+        mean_norm = sum(math.sqrt(sum(x * x for x in g)) for g in grads) / k
+        scores = []
+        for g in grads:
+            score = lr * sum(x * y for x, y in zip(g, target)) / (mean_norm + 1e-6)
+            scores.append(min(max(score, 0.0), cap * lr))
+        log_alpha = [a + s / mu for a, s in zip(log_alpha, scores)]
+        top = max(log_alpha)
+        alpha = [math.exp(a - top) for a in log_alpha]
+        alpha = [a / sum(alpha) for a in alpha]
+        log_alpha = [math.log(a) for a in alpha]
+        history.append(alpha)
+        running = [r + a for r, a in zip(running, alpha)]
+    return history, [r / len(steps) for r in running]
+
+
+def original_aioli(losses, order, k, f, sweeps, probe_steps, eta, rounds, ema, perplexity):
+    """Aioli's Algorithms 1 and 2: average the drops per probe, solve with P, normalise, and step.
+
+    losses(mixture, steps) trains and validates; order(round) lists the probed groups of one round.
+    """
+    P = np.array([[f if j == i else (1 - f) / (k - 1) for i in range(k)] for j in range(k)])
+    p, blend, previous, trained = [1 / k] * k, None, losses([1 / k] * k, 0), []
+    for t in range(rounds):
+        G = np.zeros((k, k))
+        for j in order(t):
+            now = losses(list(P[j]), probe_steps)
+            for i in range(k):
+                G[i, j] += (previous[i] - now[i]) / sweeps
+            previous = now
+        A = np.array([np.linalg.solve(P, G[i, :]) for i in range(k)])
+        if perplexity:                                       # d exp(L_i) = exp(L_i) d L_i
+            A = np.array([[math.exp(previous[i]) * A[i, j] for j in range(k)] for i in range(k)])
+        if A.min() < 0:
+            A = A - A.min()
+        A = A / A.sum()
+        if ema:
+            blend = A if blend is None else (1 - ema) * A + ema * blend
+            weights = [math.exp(eta * sum(blend[i, j] for i in range(k))) for j in range(k)]
+        else:
+            weights = [p[j] * math.exp(eta * sum(A[i, j] for i in range(k))) for j in range(k)]
+        p = [w / sum(weights) for w in weights]
+        previous = losses(p, None)
+        trained.append(p)
+    return trained
+
+
+@st.composite
+def probings(draw):
+    """(m, f, sweeps, probe, batch, seed) that LearnParams accepts: whole windows, any group with the most of them."""
+    m, f, probe, batch = draw(sizes), draw(st.floats(.15, 1)), draw(st.integers(1, 6)), draw(st.integers(1, 16))
+    try:
+        counts = probe_counts(range(m), m, f, probe * batch)
+    except ValueError:
+        assume(False)
+    assume(np.linalg.cond(counts / (probe * batch)) < 1e3)
+    return m, f, draw(st.integers(1, 4)), probe, batch, draw(seeds)
+
+
+@given(st.data(), st.integers(1, 6), st.floats(.01, 3))
+def test_skill_it_is_the_released_algorithm(data, window, eta):
+    """lmo.md 4: graph from relative drops of single-group runs, window, restart from ones, first mixture of the graph."""
+    G = data.draw(matrices(scale=.2))
+    L, L0 = data.draw(tables(m=len(G))), data.draw(tables(1, len(G)))[0]
+    original = original_skillit(G.T.tolist(), L0.tolist(), L.tolist(), eta, window)
+    same(skillit_weights(G, L, L0, eta=eta, window=window), original)
+
+
+@st.composite
+def token_losses(draw, all_seen_at_first):
+    """(batches, k): batches[t][j] a list of token losses of proxy and reference; groups may be missing from a batch."""
+    k, rng = draw(sizes), rng_of(draw(seeds))
+    batches = []
+    for t in range(draw(st.integers(1, 12))):
+        lengths = rng.integers(1, 9, k) * ((rng.uniform(size=k) < .7) | (all_seen_at_first and t == 0))
+        batches.append([list(zip(rng.normal(3, 1, n), rng.normal(2.8, 1, n))) for n in lengths])
+    return batches, k
+
+
+def excess_of(batches):
+    """What the trainer says of such batches: mean of the clipped excess per token, NaN where absent."""
+    return [[np.mean([max(a - b, 0) for a, b in tokens]) if tokens else np.nan for tokens in batch] for batch in batches]
+
+
+@given(token_losses(all_seen_at_first=True), st.sampled_from([.01, 1., 3.]), st.sampled_from([0, 1e-3, .1]))
+def test_doremi_is_the_released_algorithm(drawn, eta, c):
+    """lmo.md 5.1: token clip, stale scores of absent groups, smoothing, average of all weights after their update."""
+    batches, k = drawn
+    w, average = original_doremi(batches, k, eta, c, never_seen=math.log(50304))
+    found, main = doremi_weights(excess_of(batches), eta=eta, smoothing=c)
+    same(found, w)
+    same(main, average)
+
+
+@given(token_losses(all_seen_at_first=False))
+def test_doremi_gives_a_group_that_it_has_not_seen_yet_no_score(drawn):
+    """The release starts such groups at log V, which throws the weight at whatever the first batch lacks."""
+    batches, k = drawn
+    w, average = original_doremi(batches, k, 1., 1e-3, never_seen=0.)
+    found, main = doremi_weights(excess_of(batches))
+    same(found, w)
+    same(main, average)
+
+
+@st.composite
+def gradients(draw, absent):
+    """[(G, V)]: gradients of k groups, (k, d), NaN rows absent, and of k targets, at several scales; and rates."""
+    k, rng, T = draw(sizes), rng_of(draw(seeds)), draw(st.integers(1, 12))
+    rounds = []
+    for _ in range(T):
+        V = rng.normal(size=(k, 5)) * 10.0 ** rng.uniform(-1, 1)
+        G = (rng.normal(size=(k, 5)) + V.mean(0)) * 10.0 ** rng.uniform(-2, 1, (k, 1))
+        if absent:
+            G[rng.uniform(size=k) < .3] = np.nan
+        rounds.append((G, V))
+    return rounds, (10.0 ** rng.uniform(-4, -2, T) * rng.integers(0, 5, T).clip(max=1)).tolist()
+
+
+def longhand(rounds):
+    return [([None if np.isnan(g).any() else g.tolist() for g in G], V.mean(0).tolist()) for G, V in rounds]
+
+
+@given(gradients(absent=False), st.sampled_from([.01, .05]), st.sampled_from([.5, 5.]))
+def test_doge_is_the_released_algorithm(drawn, mu, cap):
+    """lmo.md 5.3: clipped gradients, norm, learning rate, cut scores, average; the target is the mean of all targets."""
+    rounds, lrs = drawn
+    k = len(rounds[0][0])
+    w, average = original_doge(longhand(rounds), lrs, k, mu, cap=cap)
+    found, main = doge_weights([gradient_signals(G, V) for G, V in rounds], lrs, mu=mu, cap=cap)
+    same(found, w)
+    same(main, average)
+
+
+@given(gradients(absent=True))
+def test_doge_counts_the_gradient_of_an_absent_group_as_zero(drawn):
+    """lmo.md 5.6: as Aioli's port does, in score and in mean norm; the release keeps the stale gradient."""
+    rounds, lrs = drawn
+    k = len(rounds[0][0])
+    w, average = original_doge(longhand(rounds), lrs, k, .05)
+    found, main = doge_weights([gradient_signals(G, V) for G, V in rounds], lrs)
+    same(found, w)
+    same(main, average)
+
+
+@given(st.data(), st.sampled_from([0., .1, .5]), st.sampled_from([(.75, 1), (.75, 2), (.5, 4)]), st.sampled_from([.1, 1.]),
+       st.sampled_from(["loss", "perplexity"]))
+def test_aioli_is_the_algorithm_of_its_paper(data, ema, probing, eta, objective):
+    """lmo.md 6.1, in a world that turns and drifts: average the drops, solve with P, normalise, step or blend.
+
+    The only freedom is the order of the probes, so ours is told to the original.
+    """
+    m, (f, sweeps), rounds = data.draw(st.integers(3, 6)), probing, 3
+    A, turn = data.draw(matrices(m, scale=1e-3)), data.draw(matrices(m, scale=1e-4))
+    world = Linear(A, batch=4 * (m - 1), turn=turn, drift=1e-3)
+    h = aioli_on(A, rounds * 5 * sweeps * m, world=world, rounds=rounds, f=f, sweeps=sweeps, ema=ema, eta=eta,
+                 objective=objective)
+    probed = [int(row.request.p.argmax()) for row in h.trained() if row.request.probe]
+    again, rest = Linear(A, batch=4 * (m - 1), turn=turn, drift=1e-3), [r.request.steps for r in h.trained() if r.request.A is not None]
+
+    def losses(p, steps):
+        return again(Train(np.array(p), rest.pop(0) if steps is None else steps))["loss"]
+
+    def order(t):
+        return probed[t * sweeps * m:(t + 1) * sweeps * m]
+    same(mixtures_of(h), original_aioli(losses, order, m, f, sweeps, 4, eta, rounds, ema, objective == "perplexity"),
+         rtol=1e-7)
+
+
+@given(st.data(), probings())
+def test_the_diagonal_ablation_divides_the_fall_of_each_loss_by_the_share_of_its_group(data, probing):
+    """lmo.md 6.1: A_jj = G_jj / f and zeros elsewhere, f as realised in whole windows, in a world that turns."""
+    m, f, sweeps, probe, batch, seed = probing
+    A, turn, seen = data.draw(matrices(m, scale=1e-3)), data.draw(matrices(m, scale=1e-4)), []
+    world, own = Linear(A, batch=batch, turn=turn), round(f * probe * batch) / (probe * batch)
+
+    def spy(request):
+        before, answer = world.runs.get("main"), world(request)
+        if request.steps:
+            j = next(j for j in range(m) if np.allclose(probes[0][j], request.p * probe * batch))
+            seen.append((j, (before - answer["loss"])[j]))
+        return answer
+    with swapped(probe_counts=lambda *asked: probes.append(probe_counts(*asked)) or probes[-1]):
+        probes = []
+        found = measure(spy, m, f, sweeps, probe, batch, seed, diagonal=True)
+    for j in range(m):
+        same(found[j, j], np.mean([fall for k, fall in seen if k == j]) / own, atol=1e-10)
+    assert not (found - np.diag(np.diag(found))).any()
+
+
+# ---- DML and the static methods ----
+
+
+def log_linear(c, t):
+    """The law, longhand: losses for the mixture p."""
+    def law(p):
+        return np.array([c[i] + math.exp(sum(t[i][j] * p[j] for j in range(len(p)))) for i in range(len(c))])
+    return law
+
+
+def test_dml_ends_at_the_closed_form_optimum_of_the_law_that_made_the_losses():
+    """lmo.md D4, section 3: for two groups p* = (k2 + b2 - b1 + ln(k2 / k1)) / (k1 + k2), cut to [0, 1]."""
+    for k1, b1, k2, b2 in ((-2., 1., -1., .8),):
+        t = [[k1 + b1, b1], [b2, k2 + b2]]
+        h = history(2)
+        drive(aioli.dml(h, 10), Static(log_linear([1.5, 2.0], t)), h)
+        best = min(max((k2 + b2 - b1 + math.log(k2 / k1)) / (k1 + k2), 0), 1)
+        same(h.last.request.p, [best, 1 - best], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("method", ["dml", "power"])
+def test_a_static_method_is_as_good_as_the_best_of_a_fine_grid(method):
+    """Section 3, the original's optimiser, a grid of mixtures; three groups, 9 or 24 runs, and the law is exact."""
+    rng = rng_of(1)
+    t = rng.uniform(-.4, .4, (3, 3)) + np.diag([.4, .8, .6]) - 2 * np.diag([.8, 1.2, .9])
+    laws = dict(dml=log_linear([1.2, 1.8, 1.5], t.tolist()),
+                power=lambda p: 1.5 + 1 / (.4 + np.array([[.9, .2, .1], [.3, 1.2, .1], [.1, .2, .8]]) @ p ** .6))
+    h = history(3)
+    drive(METHODS[method](h, 10, dict(dml=9, power=24)[method]), Static(laws[method]), h)
+    n = 60
+    lattice = [np.array([a, b, n - a - b]) / n for a in range(n + 1) for b in range(n + 1 - a)]
+    best = min(laws[method](p).mean() for p in lattice)
+    assert laws[method](h.last.request.p).mean() <= best + 1e-4
+
+
+# ---- exact recovery ----
+
+
+@given(st.data(), probings())
+def test_learn_params_returns_A_exactly_when_the_law_is_linear(data, probing):
+    """lmo.md A1, 6.4 no. 4: for any order of the probes, sweeps, f and batch; shares are the realised whole windows."""
+    m, f, sweeps, probe, batch, seed = probing
+    A = data.draw(matrices(m, scale=1e-3))
+    same(measure(Linear(A), m, f, sweeps, probe, batch, seed), probe * A, rtol=0, atol=1e-10)
+
+
+def test_nominal_shares_would_not_return_A():
+    """lmo.md 6.4 no. 4: the release solves with the shares it asked for; 8 windows of 7 groups cannot hold them."""
+    A = np.random.default_rng(3).uniform(-.5, 1, (7, 7)) * 1e-3
+    counts = probe_counts(range(7), 7, .75, 8)
+    drops = A @ (counts / 8).T
+    nominal = np.full((7, 7), .25 / 6) + (.75 - .25 / 6) * np.eye(7)
+    assert np.abs(np.linalg.solve(nominal, drops.T).T - A).max() > 1e-5
+    same(measure(Linear(A), 7, .75, 1, 1, 8), A, atol=1e-12)
+
+
+@given(st.data(), probings())
+def test_averaging_the_drops_of_each_probe_and_solving_is_least_squares(data, probing):
+    """lmo.md 6.1: the paper's recipe on the same drops, in a world that turns, so that no exact answer exists."""
+    m, f, sweeps, probe, batch, seed = probing
+    A, turn, drops, P = data.draw(matrices(m, scale=1e-3)), data.draw(matrices(m, scale=1e-4)), {}, {}
+    world = Linear(A, batch=batch, turn=turn)
+
+    def spy(request):
+        before, answer = world.runs.get("main"), world(request)
+        if request.steps:
+            key = tuple(answer["windows"])
+            drops.setdefault(key, []).append(before - answer["loss"])
+            P[key] = answer["windows"] / answer["windows"].sum()
+        return answer
+    found = measure(spy, m, f, sweeps, probe, batch, seed)
+    assert len(P) == m and {len(d) for d in drops.values()} == {sweeps}
+    G = np.array([np.mean(drops[key], axis=0) for key in P])                  # (m, m), a row per probe
+    same(found, np.linalg.solve(np.array(list(P.values())), G).T, rtol=0, atol=1e-9)
+
+
+@given(st.data(), probings())
+def test_sweeps_there_and_back_return_the_A_of_the_middle_when_A_drifts(data, probing):
+    """lmo.md A5: A + turn * segment, an even number of sweeps."""
+    m, f, sweeps, probe, batch, seed = probing
+    sweeps += sweeps % 2
+    A, turn = data.draw(matrices(m, scale=1e-3)), data.draw(matrices(m, scale=1e-3))
+    middle = A + turn * (sweeps * m - 1) / 2
+    same(measure(Linear(A, turn=turn), m, f, sweeps, probe, batch, seed), probe * middle, rtol=0, atol=1e-9)
+
+
+def test_sweeps_in_random_orders_do_not():
+    """lmo.md A5, the other way: the paper draws each sweep's order anew, and a drift of A then stays in the estimate."""
+    A = rng_of(0).uniform(-.5, 1, (4, 4)) * 1e-3
+    turn = rng_of(1).uniform(-.5, 1, (4, 4)) * 1e-3
+    middle = 4 * (A + turn * (2 * 4 - 1) / 2)
+    same(measure(Linear(A, turn=turn), 4), middle, atol=1e-10)
+
+    class Anew:
+        """A generator of orders whose reverse is another draw."""
+        def permutation(self, n):
+            self.rng = getattr(self, "rng", rng_of(5))
+            return type("Order", (list,), dict(__getitem__=lambda this, key: self.permutation(n)))(self.rng.permutation(n))
+    h = history(4, 12)
+    h.rng, world = Anew(), Linear(A, turn=turn, batch=12)
+    h.add(Train(h.uniform, 0), **world(Train(h.uniform, 0)))
+    found = drive(aioli.learn_params(h, np.arange(4)), world, h)
+    probed = [int(row.request.p.argmax()) for row in h.trained() if row.request.probe]
+    assert probed[4:] != probed[:4][::-1] and sorted(probed) == sorted(2 * list(range(4)))
+    assert np.abs(found - middle).max() > 1e-4
+
+
+@given(st.data(), st.integers(1, 4))
+def test_groups_that_may_not_be_trained_on_are_not_and_have_no_column(data, absent):
+    """lmo.md 6.1, out of distribution: A over the others is exact."""
+    A = data.draw(matrices(m=data.draw(st.integers(3, 8)), scale=1e-3))
+    m = len(A)
+    arms = np.sort(rng_of(data.draw(seeds)).permutation(m)[:max(2, m - absent)])
+    seen = []
+    world = Linear(A, batch=4 * (len(arms) - 1))
+
+    def spy(request):
+        if request.steps:
+            seen.append(request.p)
+        return world(request)
+    found = measure(spy, m, arms=arms, batch=world.batch)
+    same(found[:, arms], 4 * A[:, arms], atol=1e-11)
+    others = np.setdiff1d(np.arange(m), arms)
+    assert not found[:, others].any() and not np.array(seen)[:, others].any()
+
+
+# ---- budgets ----
+
+A4 = np.array([[3., .2, -.4, .3], [.1, 2., .5, -.2], [-.2, .3, 1., .4], [.6, -.1, .2, .8]]) * 1e-3
+EXTRA = dict(                                                                 # extra runs, in full lengths, as documented
+    stratified={}, natural={}, grid={f"sweep-{r}": 1 for r in range(9)}, dml={f"sweep-{r}": 1 for r in range(9)},
+    power={f"sweep-{r}": 1 for r in range(9)}, skillit={f"only-{g}": 1 for g in NAMES[:4]},
+    doremi=dict(reference=1, proxy=1), doge=dict(proxy=1), aioli={}, aioli_static={}, aioli_diagonal={}, aioli_ood={})
+
+
+def run(method, T, m=4, world=None, **settings):
+    h = history(m)
+    drive(METHODS[method](h, T, **settings), world or Linear(A4[:m, :m]), h)
+    return h
+
+
+def quickly():
+    """The fits cut short: what they find does not matter to a budget."""
+    return swapped(fit=lambda build, starts, *_: build(np.array(starts[0])))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=8)
+@given(T=st.integers(330, 900))
+def test_every_method_trains_the_main_run_for_exactly_T_steps(method, T):
+    """And its scratch runs for as many as its docstring says."""
+    with quickly():
+        h = run(method, T)
+    assert steps_of(h) == {"main": T} | {name: n * T for name, n in EXTRA[method].items()}
+    for p in [row.request[0] for row in h.rows]:
+        assert np.min(p) >= 0
+        same(np.sum(p), 1)
+
+
+@given(st.integers(2, 4), st.integers(1, 9), st.integers(0, 500), st.integers(1, 3), st.integers(1, 5))
+def test_aiolis_budget_is_exact_for_any_rounds_sweeps_and_probes(m, rounds, more, sweeps, probe):
+    T = rounds * m * sweeps * probe + more
+    h = run("aioli", T, m=m, rounds=rounds, sweeps=sweeps, probe=probe)
+    assert steps_of(h) == {"main": T}
+    probed = [row.request for row in h.trained() if row.request.probe]
+    assert len(probed) == rounds * sweeps * m and {request.steps for request in probed} == {probe}
+    assert len(mixtures_of(h)) <= rounds and len(h.rows) == 1 + rounds * (sweeps * m + 1)
+    with pytest.raises(ValueError, match="lower --rounds"):
+        run("aioli", rounds * m * sweeps * probe - 1, m=m, rounds=rounds, sweeps=sweeps, probe=probe)
+
+
+@given(st.integers(1, 2000), st.integers(1, 60))
+def test_rounds_add_up_and_differ_by_one_step_at_most(steps, rounds):
+    if rounds > steps:
+        with pytest.raises(ValueError, match="cannot be cut"):
+            aioli.split(steps, rounds)
+    else:
+        parts = aioli.split(steps, rounds)
+        assert sum(parts) == steps and len(parts) == rounds and max(parts) - min(parts) <= 1
+
+
+@given(st.integers(1, 60))
+def test_doremi_and_doge_peek_and_update_once_a_step_at_the_uniform_mixture(T):
+    for method in ("doremi", "doge"):
+        h = run(method, T)
+        verbs = [type(row.request) for row in h.rows if not isinstance(row.request, Train)]
+        assert verbs == [Peek, Update] * T
+        same([row.request.p for row in h.rows if isinstance(row.request, Peek)], .25)
+
+
+@given(seeds)
+def test_the_mixtures_of_a_sweep_do_not_depend_on_the_seed(seed):
+    """So that grid, dml and power, and all their seeds, see the same runs."""
+    found = []
+    for s in (0, seed):
+        h = history(3, seed=s)
+        drive(aioli.grid(h, 5), Linear(A4[:3, :3]), h)
+        found.append([row.request.p for row in h.rows])
+    assert np.array_equal(*found)
+    assert len({tuple(p) for p in found[0][:-1]}) == 9
+    h = history(2)
+    drive(aioli.grid(h, 5), Linear(A4[:2, :2]), h)
+    same([row.request.p[0] for row in h.rows[:9]], np.arange(1, 10) / 10)
+
+
+@pytest.mark.parametrize("method", ["grid", "dml", "power"])
+def test_finished_runs_take_the_place_of_a_sweep(method):
+    P, law = aioli.cover(4, 9, rng_of(0)), log_linear([1.] * 4, (-100 * A4).tolist())
+    h = history(4)
+    h.runs = P, np.array([law(p) for p in P])
+    with quickly():
+        drive(METHODS[method](h, 100), Static(law), h)
+    assert steps_of(h) == {"main": 100}
+
+
+# ---- priors ----
+
+
+@pytest.mark.parametrize("prior", METHODS)
+@settings(max_examples=4)
+@given(T=st.integers(664, 1200), first=st.sampled_from([0., .25, .5]), restart=st.sampled_from(["uniform", "prior"]))
+def test_a_prior_is_learnt_on_half_length_scratch_runs_and_the_main_run_stays_at_T(prior, T, first, restart):
+    """lmo.md 6.1, restricted setting; both restart rules."""
+    h = history(4)
+    with quickly():
+        drive(aioli.with_prior(h, T, aioli.aioli, METHODS[prior], first, restart), Linear(A4), h)
+    steps = steps_of(h)
+    assert steps.pop("main") == T
+    assert set(steps) >= {f"prior-{name}" for name in EXTRA[prior]} and all(name.startswith("prior-") for name in steps)
+    for name, n in steps.items():
+        assert n == T // 2 * EXTRA[prior].get(name.removeprefix("prior-"), 1)
+    main = [row.request for row in h.trained()]
+    assert main[0].steps == round(first * T)
+    same(main[1].p, .25 if restart == "uniform" else main[0].p)              # where Aioli starts
+    scratch = [row.request for row in h.rows if isinstance(row.request, Train) and row.request.on == "prior-main"]
+    assert all(request.of == T // 2 for request in scratch)
+
+
+def test_finished_runs_take_the_place_of_a_priors_sweep_too():
+    h = history(4)
+    h.runs = aioli.cover(4, 9, rng_of(0)), rng_of(1).uniform(1, 2, (9, 4))
+    drive(aioli.with_prior(h, 200, aioli.stratified, aioli.grid), Linear(A4), h)
+    assert steps_of(h) == {"main": 200}
+    same(h.trained()[0].request.p, h.runs[0][h.runs[1].mean(1).argmin()])
+
+
+@pytest.mark.parametrize("prior", ["stratified", "natural", "grid", "doremi", "doge"])
+def test_the_prior_of_a_method_that_settles_is_its_mixture(prior):
+    alone, h = run(prior, 400), history(4)
+    drive(aioli.with_prior(h, 800, aioli.aioli, METHODS[prior]), Linear(A4), h)
+    same(h.trained()[0].request.p, alone.last.request.p)
+    assert "prior-main" not in steps_of(h)
+
+
+@pytest.mark.parametrize("prior", ["skillit", "aioli", "aioli_diagonal", "aioli_static", "aioli_ood"])
+def test_the_prior_of_a_method_that_moves_is_its_average_over_the_run(prior):
+    """Section 6.1: probes included, as realised in whole windows."""
+    alone, h = run(prior, 400), history(4)
+    drive(aioli.with_prior(h, 800, aioli.aioli, METHODS[prior]), Linear(A4), h)
+    windows = sum(row.windows for row in alone.trained())
+    same(h.trained()[0].request.p, windows / windows.sum())
+    assert steps_of(h)["prior-main"] == 400
+
+
+@given(st.data())
+def test_restarting_from_the_prior_and_from_uniform_differ_by_the_prior_only(data):
+    """S4 with a fixed law: the same steps, from another start; the released rule forgets the prior."""
+    A = data.draw(matrices(4, scale=1e-3))
+    found = {}
+    for restart in ("uniform", "prior"):
+        h = history(4, 12)
+        drive(aioli.with_prior(h, 800, aioli.aioli, aioli.natural, restart=restart), Linear(A, batch=12), h)
+        found[restart] = mixtures_of(h)
+    natural = np.arange(1, 5) / 10
+    same(found["uniform"][0], natural)
+    odds = np.log(found["prior"][1:]) - np.log(found["uniform"][1:])
+    same(odds - odds[:, :1], np.tile(np.log(natural / natural[0]), (len(odds), 1)), rtol=1e-6)
+
+
+# ---- resume ----
+
+
+def equal(a, b):
+    return type(a) is type(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_a_method_told_its_past_goes_on_as_if_never_stopped(method, data):
+    """Replay: all that a method remembers is in the History, so any cut will do."""
+    T = 340 if method not in ("doremi", "doge") else 25
+    with quickly():
+        whole_run = run(method, T)
+        cut = data.draw(st.integers(0, len(whole_run.rows)))
+        h = history(4)
+        drive(METHODS[method](h, T), Linear(A4), h, past=whole_run.rows[:cut])
+    assert len(h.rows) == len(whole_run.rows)
+    assert all(equal(a.request, b.request) for a, b in zip(h.rows, whole_run.rows))
+
+
+@settings(max_examples=16)
+@given(st.sampled_from(["skillit", "doremi", "grid", "aioli_diagonal"]), st.data())
+def test_a_method_on_top_of_a_prior_resumes_anywhere_too(prior, data):
+    def composed(past=()):
+        h, half = history(4), METHODS[prior]
+        if prior == "aioli_diagonal":
+            half = functools.partial(half, rounds=2)
+        drive(aioli.with_prior(h, 160, aioli.aioli_static, half, first=.3), Linear(A4), h, past)
+        return h.rows
+    rows = composed()
+    cut = data.draw(st.integers(0, len(rows)))
+    assert all(equal(a.request, b.request) for a, b in zip(composed(rows[:cut]), rows, strict=True))
+
+
+@settings(max_examples=10)
+@given(seeds)
+def test_the_order_of_the_probes_comes_from_the_seed_alone(seed):
+    def order(seed):
+        return [int(row.request.p.argmax()) for row in aioli_on(A4, 400, rounds=5, seed=seed).trained() if row.request.probe]
+    found = order(seed)
+    assert found == order(seed)
+    assert all(found[t:t + 4] == found[t + 4:t + 8][::-1] and sorted(found[t:t + 4]) == [0, 1, 2, 3] for t in range(0, 40, 8))
+    assert len({tuple(found[t:t + 4]) for t in range(0, 40, 8)}) > 1
+    assert any(order(other) != found for other in (seed + 1, seed + 2))

@@ -1,0 +1,252 @@
+"""Toy worlds in which the mixing laws hold exactly, the loop that drives a method through one, and strategies.
+
+A world is a function from a request to what History.add takes. `Linear` obeys the linear dynamic law, `Static` any
+static law, and `Scripted` says what it is told to; no model is trained anywhere here.
+"""
+import contextlib
+
+import numpy as np
+from hypothesis import strategies as st
+
+import aioli
+from aioli import History, Peek, Train, Update
+
+NAMES = "abcdefghijkl"
+
+
+def history(m, batch=8, sizes=None, seed=0):
+    return History(NAMES[:m], np.arange(1., m + 1) if sizes is None else sizes, batch, seed)
+
+
+def drive(method, world, h, past=()):
+    """Run a method to its end -> what it returns. `past` rows are told to it again instead of what the world says."""
+    past, reply = list(past), None
+    while True:
+        try:
+            request = method.send(reply)
+        except StopIteration as end:
+            return end.value
+        answer = world(request)
+        if past:
+            h.rows.append(past.pop(0)._replace(request=request))
+        else:
+            h.add(request, **answer)
+        reply = h.reply
+
+
+def mixtures_of(h, on="main", probes=False):
+    """The mixtures that a run was trained on, (rounds, m), oldest first."""
+    return np.array([row.request.p for row in h.trained(on) if row.request.steps and (probes or not row.request.probe)])
+
+
+def weights_of(h):
+    """The weights of every Update, (steps, m)."""
+    return np.array([row.request.w for row in h.rows if isinstance(row.request, Update)])
+
+
+def steps_of(h):
+    """{run: optimiser steps it has taken}."""
+    total = {}
+    for row in h.rows:
+        n = {Train: getattr(row.request, "steps", 0), Peek: 0, Update: 1}[type(row.request)]
+        total[row.request.on] = total.get(row.request.on, 0) + n
+    return total
+
+
+def whole(p, n):
+    """n windows in the shares p: floors, and the largest remainders get one more -> integers (m,)."""
+    exact = np.asarray(p) * n
+    counts = np.floor(exact + 1e-9).astype(int)
+    order = np.argsort(counts - exact, kind="stable")
+    counts[order[:n - counts.sum()]] += 1
+    return counts
+
+
+class Linear:
+    """One step on mixture p takes (A + turn * segment) p + drift off the losses; a segment is one Train with steps.
+
+    Mixtures are realised in whole windows, and it is the realised ones that act. Also answers Peek as a model would
+    whose gradients have the products A and norm 1.
+    """
+
+    def __init__(self, A, L0=None, batch=8, drift=0.0, turn=0.0):
+        self.A, self.batch, self.drift, self.turn = A, batch, drift, turn
+        self.L0 = np.linspace(6, 8, len(A)) if L0 is None else L0
+        self.runs, self.segment = {}, {}
+
+    def __call__(self, request):
+        L = self.runs.setdefault(request.on, self.L0)
+        if isinstance(request, Peek):
+            if request.against:
+                return dict(signals=dict(excess=np.maximum(L - self.runs[request.against], 0)), lr=1e-3)
+            return dict(signals=dict(A=self.A, norm=np.ones(len(L)), target_norm=1.0), lr=1e-3)
+        if isinstance(request, Update):
+            self.runs[request.on] = L - self.A @ request.w
+            return {}
+        windows = whole(request.p, request.steps * self.batch)
+        if request.steps:
+            at = self.segment[request.on] = self.segment.get(request.on, -1) + 1
+            share = windows / windows.sum()
+            self.runs[request.on] = L - request.steps * ((self.A + self.turn * at) @ share + self.drift)
+        return dict(loss=self.runs[request.on], windows=windows)
+
+
+class Static:
+    """A run of any length ends at law(p), p its mixture: the static laws."""
+
+    def __init__(self, law):
+        self.law = law
+
+    def __call__(self, request):
+        return dict(loss=self.law(request.p))
+
+
+class Scripted:
+    """Says what it is told to, in order: losses of the main run, final losses of scratch runs, signals, rates."""
+
+    def __init__(self, losses=(), scratch=None, signals=(), lr=()):
+        self.losses, self.scratch, self.signals, self.lr = list(losses), scratch or {}, list(signals), list(lr)
+
+    def __call__(self, request):
+        if isinstance(request, Update):
+            return {}
+        if isinstance(request, Peek):
+            return dict(signals=self.signals.pop(0), lr=self.lr.pop(0) if self.lr else 0.0)
+        if request.on == "main":
+            return dict(loss=self.losses.pop(0) if self.losses else np.ones(len(request.p)))
+        return dict(loss=self.scratch.get(request.on, np.ones(len(request.p))))
+
+
+def gradient_signals(G, V):
+    """What a Peek says of gradients G, (m, d) of the groups, NaN rows absent, and V, (n, d) of the targets."""
+    return dict(A=V @ G.T, norm=np.linalg.norm(G, axis=1), target_norm=float(np.linalg.norm(V.mean(0))))
+
+
+# ---- short ways to drive one method ----
+
+def skillit_weights(G, losses, L0=None, **settings):
+    """Skill-It's mixtures, (rounds, m), in a world with graph G, (losses, groups), and these losses each round."""
+    m, L0 = len(G), np.linspace(2, 3, len(G)) if L0 is None else L0
+    scratch = {f"only-{NAMES[j]}": L0 * (1 - G[:, j]) for j in range(m)}
+    h = history(m)
+    drive(aioli.skillit(h, len(losses) + 1, rounds=len(losses) + 1, **settings), Scripted([L0, *losses], scratch), h)
+    return mixtures_of(h)
+
+
+def doremi_weights(excess, **settings):
+    """DoReMi's proxy weights, (steps, m), and its main mixture, for these excess losses, NaN where absent."""
+    h = history(len(excess[0]))
+    drive(aioli.doremi(h, len(excess), **settings), Scripted(signals=[dict(excess=e) for e in excess]), h)
+    return weights_of(h), h.last.request.p
+
+
+def doge_weights(signals, lr, **settings):
+    """DoGE's proxy weights, (steps, m), and its main mixture."""
+    h = history(len(signals[0]["norm"]))
+    drive(aioli.doge(h, len(signals), **settings), Scripted(signals=signals, lr=lr), h)
+    return weights_of(h), h.last.request.p
+
+
+def aioli_on(A, steps=None, method=aioli.aioli, world=None, seed=0, batch=None, **settings):
+    """An Aioli-like method in a linear world -> its History. The batch lets every probe be realised exactly."""
+    m = len(A)
+    h = history(m, batch or 4 * (m - 1), seed=seed)
+    steps = steps or settings.get("rounds", 10) * 16 * m
+    drive(method(h, steps, **settings), world or Linear(A, batch=h.batch), h)
+    return h
+
+
+@contextlib.contextmanager
+def swapped(**functions):
+    """aioli.py with some of its functions replaced: what is left shows which part does what."""
+    before = {name: getattr(aioli, name) for name in functions}
+    for name, function in functions.items():
+        setattr(aioli, name, function)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(aioli, name, function)
+
+
+def aioli_told(matrices, eta):
+    """Aioli's own loop, neither normalising nor averaging, told A instead of measuring it -> mixtures (rounds, m)."""
+    told, h = list(matrices), history(len(matrices[0]))
+
+    def tell(h, arms, **probing):
+        return told.pop(0)
+        yield
+
+    with swapped(learn_params=tell, normalise=lambda A: A):
+        drive(aioli.adjust(h, len(told), len(told), eta, f=.75, sweeps=0, probe=4), Scripted(), h)
+    return mixtures_of(h)
+
+
+# ---- strategies: a few drawn numbers each, arrays from a drawn seed (dense, asymmetric, partly negative) ----
+
+sizes = st.integers(2, 8)
+seeds = st.integers(0, 2 ** 32 - 1)
+scales = st.integers(-6, 6).map(lambda k: 10.0 ** k)
+etas = st.floats(1e-3, 30)
+
+
+def rng_of(seed):
+    return np.random.default_rng(seed)
+
+
+@st.composite
+def mixtures(draw, m, smallest=-9):
+    """An interior mixture; shares down to 10 ** smallest."""
+    p = 10.0 ** rng_of(draw(seeds)).uniform(draw(st.sampled_from([-.3, -2, smallest])), 0, m)
+    return p / p.sum()
+
+
+@st.composite
+def sides(draw, m=None):
+    """(p, s, eta): a mixture, scores of any scale from 1e-6 to 1e6, and a step size that suits the scale."""
+    m = m or draw(sizes)
+    p, scale = draw(mixtures(m)), draw(scales)
+    return p, scale * rng_of(draw(seeds)).uniform(-1, 1, m), draw(etas) / scale
+
+
+@st.composite
+def matrices(draw, m=None, n=None, scale=None):
+    """(n, m): dense, asymmetric, about a third of the entries negative."""
+    m = m or draw(sizes)
+    return (draw(scales) if scale is None else scale) * rng_of(draw(seeds)).uniform(-.5, 1, (n or m, m))
+
+
+@st.composite
+def tables(draw, rows=None, m=None, low=0.5, high=5.0):
+    """(rows, m) numbers in [low, high]: losses or scores over rounds."""
+    return rng_of(draw(seeds)).uniform(low, high, (rows or draw(st.integers(2, 9)), m or draw(sizes)))
+
+
+def softmax(z):
+    q = np.exp(z - np.max(z))
+    return q / q.sum()
+
+
+def kl(q, p):
+    """KL(q || p), with 0 log 0 = 0."""
+    return sum(a * np.log(a / b) for a, b in zip(q, p) if a > 0)
+
+
+def same(x, y, rtol=1e-9, atol=1e-12):
+    np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def differ(x, y, by=1e-3):
+    gap = np.max(np.abs(np.asarray(x) - np.asarray(y)))
+    assert gap > by, f"expected a difference of more than {by}, found {gap}"
+
+
+def measure(world, m, f=.75, sweeps=2, probe=4, batch=None, seed=0, diagonal=False, arms=None):
+    """LearnParams alone, at the start of a run -> the A that it finds, in nats per probe."""
+    h = history(m, batch or 4 * (m - 1), seed=seed)
+    if isinstance(world, Linear):
+        world.batch = h.batch
+    request = Train(h.uniform, 0)
+    h.add(request, **world(request))
+    arms = np.arange(m) if arms is None else np.asarray(arms)
+    return drive(aioli.learn_params(h, arms, f, sweeps, probe, diagonal), world, h)
