@@ -1,0 +1,284 @@
+"""The loop end to end on tiny made-up text: what it promises about seeds, budgets, results and errors."""
+import dataclasses
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import aioli
+import data
+import model
+import train
+
+KEYS = {"method", "groups", "seed", "preset", "steps", "tokens", "params", "extra_steps", "probe_steps", "wall_seconds",
+        "eval_seconds", "tokens_per_second", "test_loss", "test_ppl", "avg_test_ppl", "final_mixture",
+        "realised_mixture", "mixtures", "versions"}
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch):
+    monkeypatch.setitem(model.PRESETS, "tiny", model.Config(layers=1, heads=2, width=32, window=16, vocab=48))
+
+
+def corpus(*groups):
+    """Groups of made-up text: "cycle" repeats a pattern, "words" is a Markov chain, "noise" cannot be learnt."""
+    rng = np.random.default_rng(0)
+    chain = rng.dirichlet(np.full(48, .05), 48).cumsum(1)
+
+    def text(group, n):
+        if group == "cycle":
+            return np.arange(n) % 11
+        if group == "noise":
+            return rng.integers(0, 48, n)
+        out = np.zeros(n, int)
+        for i in range(1, n):
+            out[i] = min(np.searchsorted(chain[out[i - 1]], rng.random()), 47)
+        return out
+
+    splits = {split: [text(g, n).astype(np.uint16) for g in groups] for split, n in
+              (("train", 6000), ("val", 1500), ("test", 1500))}
+    return data.Corpus(groups=list(groups), vocab=48, manifest={}, **splits)
+
+
+def run(tmp_path, method="stratified", groups=("cycle", "words"), settings=None, name="out", **config):
+    config = dict(dict(steps=60, preset="tiny", out=str(tmp_path / name), val_windows=16, test_windows=32, lr=3e-3), **config)
+    _, defaults = train.parse(["--method", method])
+    result = train.train(train.Config(method=method, **config), {**defaults, **(settings or {})}, corpus(*groups))
+    lines = (tmp_path / name / "history.jsonl").read_text().splitlines()
+    return result, [json.loads(line) for line in lines]
+
+
+def measured(result):
+    """All of a result that must not depend on the clock."""
+    return {k: result[k] for k in ("test_loss", "mixtures", "realised_mixture", "val_loss", "probe_steps", "epochs")}
+
+
+def test_the_loss_falls_and_text_with_a_pattern_is_learnt(tmp_path):
+    result, rows = run(tmp_path, steps=150)
+    assert result["test_loss"]["cycle"] < .5 < np.log(48) - 1 and result["curve"][0][1][0] > result["test_loss"]["cycle"]
+
+
+@pytest.mark.parametrize("method", aioli.METHODS)
+def test_every_method_runs_to_a_whole_result_with_its_whole_cost_in_it(tmp_path, method, capsys):
+    m, steps = 3, 60
+    small = {"points": 4} if method in ("grid", "dml", "power") else {"rounds": 2} if method == "skillit" else \
+        {"sweeps": 2, "probe": 1} | ({} if method == "aioli_static" else {"rounds": 2}) if "aioli" in method else {}
+    result, rows = run(tmp_path, method, ("cycle", "words", "noise"), small, steps=steps)
+    assert KEYS <= set(result) and result["steps"] == steps == sum(
+        row.get("steps", 0) for row in rows if row["on"] == "main")
+    extra = {"grid": 4, "dml": 4, "power": 4, "skillit": m, "doremi": 2, "doge": 1}.get(method, 0)
+    assert result["extra_steps"] == extra * steps
+    arms = m - 1 if method == "aioli_ood" else m
+    assert result["probe_steps"] == (0 if "aioli" not in method else arms * 2 * (1 if method == "aioli_static" else 2))
+    for mixture in [result["final_mixture"], result["realised_mixture"]] + [p for _, p in result["mixtures"]]:
+        assert list(mixture) == ["cycle", "words", "noise"] and abs(sum(mixture.values()) - 1) < 1e-9
+    assert result["avg_test_ppl"] == pytest.approx(np.mean(np.exp(list(result["test_loss"].values()))))
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["avg_test_ppl"] == result["avg_test_ppl"]
+    assert result["tokens"] == steps * 8 * 16
+    asked = sum(np.array(row["p"]) * row["steps"] * 8 for row in rows if row["on"] == "main")
+    got = sum(np.array(row["windows"]) for row in rows if row["on"] == "main")
+    assert np.abs(asked - got).max() < 1 + 1e-9 or method in ("aioli_ood", "dml", "power")    # within a window of the ask
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
+    a, b, c = (run(tmp_path, "aioli", settings={"rounds": 2}, name=n, seed=s)[0] for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    assert measured(a) == measured(b) and measured(a) != measured(c)
+
+
+def test_how_often_one_evaluates_changes_nothing_in_training(tmp_path):
+    often, seldom = (run(tmp_path, name=n, eval_every=e)[0] for n, e in (("a", 3), ("b", 1000)))
+    assert len(often["curve"]) == 19 and seldom["curve"] == [] and measured(often) == measured(seldom)
+
+
+def test_two_methods_with_one_seed_start_from_the_same_weights_and_read_the_same_text(tmp_path, monkeypatch):
+    seen, weights, original = {}, {}, train.Trainer.batch
+
+    def spy(self, run):
+        weights.setdefault(self.config.method, [w.clone() for w in run.model.parameters()])
+        x, y, group = original(self, run)
+        for window, g in zip(x.tolist(), group):
+            seen.setdefault((self.config.method, int(g)), []).append(window)
+        return x, y, group
+
+    monkeypatch.setattr(train.Trainer, "batch", spy)
+    run(tmp_path, "stratified", name="a")
+    run(tmp_path, "natural", settings={"alpha": 0.0}, name="b", steps=40)
+    run(tmp_path, "aioli", settings={"rounds": 2}, name="c")
+    for other in ("natural", "aioli"):
+        assert all(torch.equal(a, b) for a, b in zip(weights["stratified"], weights[other]))
+        for g in (0, 1):
+            a, b = seen["stratified", g], seen[other, g]
+            n = min(len(a), len(b))
+            assert n > 100 and a[:n] == b[:n]
+
+
+def test_aioli_moves_the_mixture_to_the_group_that_can_be_learnt(tmp_path):
+    """Noise cannot be learnt, so training on it lowers no loss; what is left of the mixture goes to the chain."""
+    result, rows = run(tmp_path, "aioli", ("words", "noise"), {"rounds": 4, "sweeps": 4, "eta": 2.0}, steps=200, val_windows=64)
+    shares = [p["words"] for _, p in result["mixtures"]]
+    assert shares[-1] > .6 and result["probe_steps"] == 4 * 2 * 4 * 4
+    A = np.array([row["A"] for row in rows if "A" in row])                       # (4, 2, 2), kept for the reader
+    assert A.shape == (4, 2, 2) and A[:, :, 0].sum() > A[:, :, 1].sum()
+
+
+def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not_stopped(tmp_path, monkeypatch, capsys):
+    for method, cut in (("aioli", 7), ("aioli", 41), ("doremi", 75), ("doge", 33)):
+        settings = {"rounds": 2} if method == "aioli" else {}
+        whole, rows = run(tmp_path, method, settings=settings, name=f"whole-{method}", steps=50)
+        steps, original = [0], train.Progress.step
+
+        def interrupt(self, *args):
+            steps[0] += 1
+            if steps[0] == cut:
+                signal.raise_signal(signal.SIGINT)
+            original(self, *args)
+
+        monkeypatch.setattr(train.Progress, "step", interrupt)
+        name = f"cut-{method}-{cut}"
+        with pytest.raises(train.Stop, match="--resume"):
+            run(tmp_path, method, settings=settings, name=name, steps=50)
+        assert not (tmp_path / name / "result.json").exists()
+        monkeypatch.undo()
+        monkeypatch.setitem(model.PRESETS, "tiny", model.Config(layers=1, heads=2, width=32, window=16, vocab=48))
+        again, rows_again = run(tmp_path, method, settings=settings, name=name, steps=50, resume=True)
+        assert measured(again) == measured(whole) and len(rows) == len(rows_again)
+        assert not (tmp_path / name / "checkpoint.pt").exists()
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path, monkeypatch):
+    original = train.Progress.step
+    monkeypatch.setattr(train.Progress, "step", lambda self, r, run, loss: run.step == 50 and signal.raise_signal(signal.SIGINT))
+    with pytest.raises(train.Stop):
+        run(tmp_path, "aioli", settings={"rounds": 2})
+    monkeypatch.setattr(train.Progress, "step", original)
+    with pytest.raises(ValueError, match="other settings"):
+        run(tmp_path, "aioli", settings={"rounds": 2, "eta": .5}, resume=True)
+
+
+def trainer(**config):
+    config = train.Config(preset="tiny", val_windows=8, lr=3e-3, **config)
+    return train.Trainer(config, corpus("cycle", "words"))
+
+
+def test_peek_measures_excess_loss_clipped_token_by_token():
+    t = trainer(batch=4)
+    t.answer(aioli.Train(np.array([.5, .5]), 20, on="reference"))
+    seen = t.answer(aioli.Peek(np.array([.5, .5]), 20, on="proxy", against="reference"))["signals"]["excess"]
+    again = trainer(batch=4).run("proxy", 20)
+    again.sampler.plan([.5, .5], 1)
+    x, y, group = again.sampler.batch()
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
+    with torch.no_grad():
+        gap = again.model(x, y, per_token=True) - t.run("reference").model(x, y, per_token=True)      # (B, T)
+    for j in (0, 1):
+        kept = [max(float(v), 0) for v in gap[group == j].flatten()]
+        assert seen[j] == pytest.approx(sum(kept) / len(kept), rel=1e-5)
+
+
+def test_an_update_takes_the_weighted_step_and_an_absent_group_is_marked():
+    t = trainer(batch=4)
+    seen = t.answer(aioli.Peek(np.array([1., 0.]), 20, on="proxy"))["signals"]
+    assert np.isnan(seen["A"][:, 1]).all() and np.isfinite(seen["A"][:, 0]).all() and np.isnan(seen["norm"][1])
+    before = [w.clone() for w in t.run("proxy").model.parameters()]
+    t.answer(aioli.Update(np.array([.5, .5]), on="proxy"))
+    assert t.run("proxy").step == 1 and any((a != b).any() for a, b in zip(before, t.run("proxy").model.parameters()))
+
+
+def test_gradients_of_the_groups_add_up_to_the_gradient_of_the_batch():
+    """lmo.md E3: the weighted group gradients are the gradient of the weighted loss; one backward per group's rows."""
+    t = trainer(batch=8)
+    t.answer(aioli.Peek(np.array([.5, .5]), 20, on="proxy"))
+    mine = sum(.5 * g for g in t.peeked["proxy"])
+    run_ = trainer(batch=8).run("proxy", 20)
+    run_.sampler.plan([.5, .5], 1)
+    x, y, _ = run_.sampler.batch()
+    run_.model(torch.from_numpy(x), torch.from_numpy(y)).mean().backward()
+    whole = torch.cat([w.grad.flatten() for w in run_.model.parameters()])
+    torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_floor():
+    t = trainer(steps=100)
+    main, rates = t.run("main"), []
+    for main.step in range(100):
+        rates.append(t.lr(main))
+    assert rates[0] == pytest.approx(.003 / 10) and max(rates) == pytest.approx(.003) and np.argmax(rates) == 9
+    assert rates[-1] == pytest.approx(.0003) and (np.diff(rates[9:]) < 0).all()
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("law", "code"):
+        words = [name + str(i) for i in range(40)]
+        paragraphs = [" ".join(rng.choice(words, 60)) for _ in range(400)]
+        (folder / f"{name}.txt").write_text("\n\n".join(paragraphs))
+    return folder
+
+
+BASE = ["--preset", "tiny", "--encoding", "bpe300", "--steps", "40", "--val-windows", "4", "--test-windows", "4"]
+
+
+def test_your_own_text_from_the_command_line(texts, tmp_path, capsys):
+    code = train.main([*BASE, "--method", "aioli", "--rounds", "2", "--data", str(texts), "--cache", str(tmp_path / "c"),
+                       "--out", str(tmp_path / "o")])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "average test perplexity" in said.out and "\r" not in said.out       # quiet when not a terminal
+    assert json.loads((tmp_path / "o" / "result.json").read_text())["groups"] == ["code", "law"]
+
+
+def test_a_prior_comes_first_and_its_runs_are_counted(texts, tmp_path, capsys):
+    code = train.main([*BASE, "--method", "aioli", "--prior", "skillit", "--rounds", "1", "--probe", "2", "--data",
+                       str(texts), "--cache", str(tmp_path / "c"), "--out", str(tmp_path / "o")])
+    assert code == 0, capsys.readouterr().err
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert result["steps"] == 40 and result["extra_steps"] == 20 * 2 + 20
+
+
+@pytest.mark.parametrize("arguments, says, code", [
+    (["--method", "aioly"], "did you mean 'aioli'", 2),
+    (["--sead", "3"], "did you mean '--seed'", 2),
+    (["--preset", "lapdog"], "did you mean 'laptop'", 2),
+    (["--groups", "code+lav"], "lav", 2),
+    (["--groups", "code"], "two groups", 2),
+    (["--data", "nowhere"], "nowhere", 2),
+    (["--f", "0.5"], "does not favour", 2),
+    (["--rounds", "10"], "leave 4 a round", 2),
+    (["--rounds", "100"], "cannot be cut", 2),
+    (["--steps", "0"], "at least 1", 2),
+    (["--objective", "bleu", "--rounds", "2"], "neither loss nor perplexity", 2),
+    (["--method", "aioli_ood", "--target", "lav"], "there are code, law", 2),
+    (["--method", "aioli_ood"], "give three groups", 2),
+    (["--prior", "grid", "--restart", "best"], "neither uniform nor prior", 2),
+    (["--method", "skillit", "--prior", "grid", "--restart", "prior"], "always starts from uniform", 2),
+    (["--prior", "dlm"], "did you mean 'dml'", 2),
+    (["--resume"], "nothing to resume", 2),
+    (["--device", "gpu"], "device", 2),
+    (["--out", "/proc/nobody/may/write"], "/proc/nobody", 1),
+])
+def test_bad_input_gets_one_line_an_exit_code_and_leaves_nothing(texts, tmp_path, capsys, arguments, says, code):
+    base = [*BASE, "--data", str(texts), "--cache", str(tmp_path / "c"), "--out", str(tmp_path / "o")]
+    assert train.main([*base, *arguments]) == code
+    error = capsys.readouterr().err.strip()
+    assert says in error and "\n" not in error and "Traceback" not in error
+    assert not list(tmp_path.glob("o/*"))
+
+
+@pytest.mark.parametrize("method", aioli.METHODS)
+def test_help_explains_every_flag(method, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse(["--method", method, "--help"])
+    assert stop.value.code == 0
+    texts = {**train.help_of(train.Config), **train.help_of(aioli.METHODS[method])}
+    _, settings = train.parse(["--method", method])
+    inherits = "Settings as aioli" in (aioli.METHODS[method].__doc__ or "")
+    texts = {**(train.help_of(aioli.aioli) if inherits else {}), **texts}
+    assert all(texts.get(name) for name in [*settings, *(f.name for f in dataclasses.fields(train.Config))])

@@ -1,0 +1,578 @@
+"""Train a language model on several groups of text while a method from aioli.py chooses the mixture.
+
+    python train.py --method aioli                          # embedded text, laptop model, CPU or GPU
+    python train.py --method stratified --groups python+csv --seed 1
+    python train.py --method doge --help                    # every setting, that method's own included
+
+A method yields requests (aioli.py); the only training loop answers them here. How to read it: `Config`, then
+`Trainer` (one `step`, one `validate`, and an answer per kind of request), `drive` (the loop), `main`.
+"""
+import argparse
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import math
+import os
+import platform
+import re
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import aioli
+import data
+import model
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Every field is a command-line flag; the text after # is its help."""
+    # what
+    method: str = "aioli"         # how the mixture is chosen: a name in aioli.METHODS
+    groups: str = "all"           # groups of text, joined by + or comma
+    data: str = ""                # folder of your own text, one group per sub-folder or file; default: embedded text
+    encoding: str = "bpe1024"     # bpeN learns N byte pairs from the text; or a name tiktoken knows (gpt2)
+    seed: int = 0                 # initial weights, order of windows, probe order
+    out: str = ""                 # folder for history.jsonl and result.json; default: out/METHOD-GROUPS-sSEED
+    cache: str = ".cache"         # folder for token files
+    resume: bool = False          # go on from the checkpoint in OUT
+    runs: tuple = ()              # grid, dml, power: MIXTURES.csv LOSSES.csv of finished runs, instead of a sweep
+    holdout: tuple = ()           # with --runs: two more such files, to test the law on
+    # composition
+    prior: str = ""               # learn a mixture with this method on half-length runs and start from it
+    first: float = 0.5            # with --prior: share of the main run trained on its mixture
+    restart: str = "uniform"      # with --prior: where the method then starts, uniform (as the paper) or prior
+    # model and optimiser
+    preset: str = "laptop"        # shape of the model: a name in model.PRESETS
+    steps: int = 1000             # optimiser steps of the main run, probes included
+    batch: int = 8                # windows per step; small steps win at equal tokens on a laptop
+    lr: float = 6e-3              # peak learning rate; the best of .0015 to .01 on the laptop model
+    warmup: float = 0.1           # share of the steps with rising rate
+    final_lr: float = 0.1         # rate at the end of the cosine, as a share of the peak
+    weight_decay: float = 0.1     # AdamW's, on matrices only
+    beta2: float = 0.98           # AdamW's; short runs want a shorter memory than .999
+    clip: float = 1.0             # largest gradient norm
+    # measuring
+    val_windows: int = 16         # fixed validation windows per group: the noise is in training, not in these
+    test_windows: int = 384       # fixed test windows per group, used once, after training
+    eval_every: int = 100         # steps between the points of the loss curve; changes nothing in training
+    # machine
+    device: str = "auto"          # auto, cpu, cuda
+    threads: int = 1              # CPU threads; 0: torch's choice
+    compile: bool = False         # torch.compile the model
+
+class Stop(Exception):
+    """Ctrl-C, taken at the next moment at which the state is whole."""
+
+def device(name):
+    """torch.device, after trying it out. Raises ValueError if this torch cannot use it."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device {name}: this torch cannot use it; try auto or cpu") from None
+
+class Run:
+    """One model in training: "main", or a scratch run that a method asked for."""
+
+    def __init__(self, config, trainer, of):
+        torch_seed = torch.Generator().manual_seed(config.seed)               # equal seeds: equal initial weights
+        self.model = model.Transformer(trainer.shape, torch_seed).to(trainer.device)
+        self.sampler = data.Sampler(trainer.corpus.train, trainer.corpus.groups, trainer.shape.window, config.batch,
+                                    config.seed)
+        matrices = [w for w in self.model.parameters() if w.dim() == 2]
+        vectors = [w for w in self.model.parameters() if w.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [dict(params=matrices, weight_decay=config.weight_decay), dict(params=vectors, weight_decay=0.0)],
+            lr=config.lr, betas=(0.9, config.beta2), fused=True)
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.step, self.of = 0, of
+
+    def state(self):
+        return dict(model=self.model.state_dict(), optimizer=self.optimizer and self.optimizer.state_dict(),
+                    sampler=self.sampler.state_dict(), step=self.step, of=self.of)
+
+    def load(self, state):
+        self.model.load_state_dict(state["model"])
+        if state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            self.optimizer = None
+        self.sampler.load_state_dict(state["sampler"])
+        self.step = state["step"]
+
+class Trainer:
+    """Answers a method's requests. Owns the runs, the fixed validation and test windows, and the clock."""
+
+    def __init__(self, config, corpus):
+        self.config, self.corpus, self.m = config, corpus, len(corpus.groups)
+        self.device = device(config.device)
+        self.cast = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        preset = model.PRESETS[config.preset]
+        self.shape = dataclasses.replace(preset, vocab=max(preset.vocab, corpus.vocab))
+        self.val = self.fixed(corpus.val, config.val_windows, seed=1)
+        self.targets = np.random.default_rng([config.seed, 2])                # which validation windows DoGE aims at
+        self.runs, self.peeked, self.done, self.curve = {}, {}, None, []
+        self.stopping, self.eval_seconds, self.on_step = False, 0.0, lambda *_: None
+
+    def fixed(self, tokens, count, seed):
+        """The same windows of every group on every call: x, y (m * count, T) and the group of each (m * count,)."""
+        parts = [data.fixed_windows(t, self.shape.window, count, seed) for t in tokens]
+        x, y = (torch.from_numpy(np.concatenate(side)).to(self.device) for side in zip(*parts))
+        return x, y, np.repeat(np.arange(self.m), [len(part[0]) for part in parts])
+
+    def run(self, name, of=0):
+        if name not in self.runs:
+            self.runs[name] = Run(self.config, self, self.config.steps if name == "main" else of)
+        return self.runs[name]
+
+    def lr(self, run):
+        """Linear warm-up, then a cosine to final_lr * lr at the run's full length."""
+        c, t = self.config, (run.step + 1) / max(run.of, 1)
+        if t < c.warmup:
+            return c.lr * t / c.warmup
+        cosine = (1 + math.cos(math.pi * min((t - c.warmup) / (1 - c.warmup), 1))) / 2
+        return c.lr * (c.final_lr + (1 - c.final_lr) * cosine)
+
+    def batch(self, run):
+        x, y, group = run.sampler.batch()
+        x, y = (torch.from_numpy(a).to(self.device, non_blocking=True) for a in (x, y))
+        return x, y, group                                                    # (B, T), (B, T), (B,)
+
+    def apply(self, run):
+        """One optimiser step on the gradients in place."""
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), self.config.clip)
+        for part in run.optimizer.param_groups:
+            part["lr"] = self.lr(run)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+
+    @torch.no_grad()
+    def validate(self, run, windows=None):
+        """Mean loss of each group on fixed windows, (m,) nats per token. Changes nothing."""
+        began, (x, y, group) = time.perf_counter(), windows or self.val
+        rows = max(1, 16384 // self.shape.window)                             # bounded memory
+        with self.cast:
+            loss = torch.cat([run.model(a, b) for a, b in zip(x.split(rows), y.split(rows))])
+        mean = np.bincount(group, loss.double().cpu().numpy()) / np.bincount(group)
+        self.eval_seconds += time.perf_counter() - began
+        return mean
+
+    def train(self, request):
+        """Answer a Train request -> reply and what the row should say. Taken up again at step `done` on resume."""
+        run, c = self.run(request.on, request.of or request.steps), self.config
+        if self.done is None:
+            run.sampler.plan(request.p, request.steps)
+            self.done = 0
+        while self.done < request.steps:
+            if self.stopping:
+                raise Stop
+            x, y, _ = self.batch(run)
+            with self.cast:
+                loss = run.forward(x, y).mean()
+            loss.backward()
+            self.apply(run)
+            self.done += 1
+            if request.on == "main" and run.step % c.eval_every == 0 and self.done < request.steps:
+                self.curve.append([run.step, self.validate(run).tolist()])
+            self.on_step(request, run, loss)
+        if run.step == run.of and request.on != "main":
+            run.optimizer = None                                              # a finished scratch run only validates
+        lr, self.done = self.lr(run), None
+        return dict(loss=self.validate(run), windows=run.sampler.counts, lr=lr)
+
+    def peek(self, request):
+        """Answer a Peek request: draw a batch, leave its losses (or gradients) for the Update that follows."""
+        run = self.run(request.on, request.of)
+        if self.stopping:
+            raise Stop
+        counts = run.sampler.plan(request.p, 1)
+        x, y, group = self.batch(run)
+        if request.against:
+            with self.cast:
+                loss = run.forward(x, y, per_token=True)                      # (B, T)
+                with torch.no_grad():
+                    excess = (loss - self.run(request.against).model(x, y, per_token=True)).clamp(min=0).mean(1)
+            absent = np.where(counts == 0, np.nan, 0)
+            means = np.bincount(group, excess.double().cpu().numpy(), self.m) / np.maximum(counts, 1)
+            self.peeked[request.on] = [loss[group == j].mean() if counts[j] else None for j in range(self.m)]
+            signals = dict(excess=means + absent)
+        else:
+            val_x, val_y, of_group = self.val
+            own = [np.flatnonzero(group == j) for j in range(self.m)]
+            aim = [self.targets.choice(np.flatnonzero(of_group == i), max(1, len(x) // self.m)) for i in range(self.m)]
+            G = [self.gradient(run, x[rows], y[rows]) if len(rows) else None for rows in own]
+            V = torch.stack([self.gradient(run, val_x[rows], val_y[rows]) for rows in aim])      # (m, parameters)
+            self.peeked[request.on] = G
+            G = torch.stack([torch.full_like(V[0], math.nan) if g is None else g for g in G])    # (m, parameters)
+            signals = dict(A=(V @ G.T).double().cpu().numpy(), norm=G.norm(dim=1).double().cpu().numpy(),
+                           target_norm=float(V.mean(0).norm()))
+        return dict(signals=signals, windows=counts, lr=self.lr(run))
+
+    def gradient(self, run, x, y):
+        """Gradient of the mean loss of these windows, flat: (parameters,)."""
+        with self.cast:
+            loss = run.forward(x, y).mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.model.parameters()))])
+
+    def update(self, request):
+        """Answer an Update request: a step on sum_j w_j (loss of group j), from what Peek left."""
+        run, parts = self.runs[request.on], self.peeked.pop(request.on)
+        total = sum(float(w) * part for w, part in zip(request.w, parts) if part is not None)
+        if total.dim() == 0:                                                  # a loss
+            total.backward()
+        else:                                                                 # already a gradient
+            for weight, grad in zip(run.model.parameters(), total.split([w.numel() for w in run.model.parameters()])):
+                weight.grad = grad.view_as(weight)
+        self.apply(run)
+        self.on_step(request, run, None)
+        return {}
+
+    def answer(self, request):
+        return {aioli.Train: self.train, aioli.Peek: self.peek, aioli.Update: self.update}[type(request)](request)
+
+    def state(self):
+        return dict(runs={name: run.state() for name, run in self.runs.items()}, done=self.done, curve=self.curve,
+                    targets=json.dumps(self.targets.bit_generator.state))
+
+    def load(self, state):
+        for name, saved in state["runs"].items():
+            self.run(name, saved["of"]).load(saved)
+        self.done, self.curve = state["done"], state["curve"]
+        self.targets.bit_generator.state = json.loads(state["targets"])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop, and what it leaves on disk.
+
+def plain(value):
+    """numpy to what JSON can hold."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+def to_line(row, steps):
+    """A Row as one line of history.jsonl; `steps` is the run's step count after it."""
+    said = dict(verb=type(row.request).__name__, **row.request._asdict(), at=steps)
+    return json.dumps({k: plain(v) for k, v in {**said, **row._asdict()}.items() if k != "request" and v is not None})
+
+def from_line(line):
+    """The Row that `to_line` wrote."""
+    seen = json.loads(line)
+    kind = getattr(aioli, seen["verb"])
+    asked = kind(**{f: np.array(seen[f]) if f in ("p", "w", "A") else seen[f] for f in kind._fields if f in seen})
+    reply = seen.get("reply")
+    reply = {k: np.array(v) for k, v in reply.items()} if isinstance(reply, dict) else np.array(reply)
+    return aioli.Row(asked, reply, np.array(seen["share"]), np.array(seen["windows"]), seen["lr"], seen["seconds"])
+
+def drive(method, trainer, history, past=(), on_row=lambda row: None):
+    """The one loop: ask the method, let the trainer answer, record, tell the method.
+
+    past: rows of an interrupted run; they are replayed to the method instead of trained again, and must be what it
+    asks for. Raises ValueError if they are not (the settings changed), Stop on Ctrl-C.
+    """
+    past, reply = list(past), None
+    while True:
+        try:
+            request = method.send(reply)
+        except StopIteration:
+            return history
+        if past:
+            row = past.pop(0)
+            if type(row.request) is not type(request) or not np.allclose(row.request[0], request[0], atol=1e-9):
+                raise ValueError("the checkpoint belongs to a run with other settings; use another --out")
+            history.rows.append(row)
+        else:
+            began = time.perf_counter()
+            measured = trainer.answer(request)
+            history.add(request, seconds=round(time.perf_counter() - began, 4), **measured)
+            on_row(history.last)
+        reply = history.reply
+
+def write(path, text):
+    """The file is whole or not there."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+def history_lines(history):
+    """Steps taken by each run, and the text of history.jsonl."""
+    at, lines = {}, []
+    for row in history.rows:
+        n = getattr(row.request, "steps", 1 if isinstance(row.request, aioli.Update) else 0)
+        at[row.request.on] = at.get(row.request.on, 0) + n
+        lines.append(to_line(row, at[row.request.on]))
+    return at, "".join(line + "\n" for line in lines)
+
+class Progress:
+    """One line that updates while training, and one per new mixture; nothing when the output is not a terminal."""
+
+    def __init__(self, config, groups, window):
+        self.c, self.groups, self.window, self.shown = config, groups, window, None
+        self.live, self.began, self.next, self.tokens = sys.stdout.isatty(), time.perf_counter(), 0.0, 0
+
+    def mixture(self, p):
+        return "  ".join(f"{g} {share:.2f}"[:20].replace(" 0.", " .") for g, share in zip(self.groups, p))
+
+    def step(self, request, run, loss):
+        self.tokens += self.c.batch * self.window
+        self.where, now = f"{request.on} {run.step}/{run.of}", time.perf_counter()
+        if not self.live or now < self.next:
+            return
+        self.next, spent = now + 0.2, now - self.began
+        left = (run.of - run.step) * spent / (self.tokens / self.c.batch / self.window)
+        loss = "" if loss is None else f"loss {loss.item():.3f}  "
+        print(f"\r{self.where} {run.step / run.of:4.0%}  {loss}{self.mixture(request[0])}  "
+              f"{self.tokens / spent / 1000:.1f}k tok/s  {left // 60:.0f}:{left % 60:02.0f} left\033[K", end="", flush=True)
+
+    def row(self, row):
+        r = row.request
+        moved = isinstance(r, aioli.Train) and r.steps and not r.probe and self.shown is not None \
+            and np.abs(r.p - self.shown).max() > .005
+        if self.live and moved:
+            print(f"\r{self.where}  mixture now {self.mixture(r.p)}  mean validation loss {row.reply.mean():.4f}\033[K")
+        if isinstance(r, aioli.Train) and r.steps and not r.probe:
+            self.shown = r.p
+
+def summarise(config, settings, trainer, history, wall):
+    """The result of a finished run, as saved in result.json."""
+    groups, main = trainer.corpus.groups, trainer.run("main")
+    rows = [row for row in history.trained() if row.request.steps]
+    at = np.cumsum([0] + [row.request.steps for row in rows])
+    began, evaluated = time.perf_counter(), trainer.eval_seconds
+    test = trainer.validate(main, trainer.fixed(trainer.corpus.test, config.test_windows, seed=2))
+    wall, trainer.eval_seconds = wall + time.perf_counter() - began, evaluated
+    windows = history.windows()[-1]
+    steps, _ = history_lines(history)
+    window = config.batch * trainer.shape.window
+    tokens = sum(steps.values()) * window
+    named = lambda values: dict(zip(groups, (float(v) for v in values)))
+    mixtures = [[int(t), named(row.request.p)] for t, row in zip(at, rows) if not row.request.probe]
+    return dict(
+        method=config.method, groups=groups, seed=config.seed, preset=config.preset, steps=steps["main"],
+        tokens=steps["main"] * window, params=sum(w.numel() for w in main.model.parameters()),
+        extra_steps=sum(steps.values()) - steps["main"], probe_steps=sum(r.request.steps for r in rows if r.request.probe),
+        wall_seconds=round(wall, 2), eval_seconds=round(trainer.eval_seconds, 2),
+        tokens_per_second=round(tokens / max(wall - trainer.eval_seconds, 1e-9)),
+        test_loss=named(test), test_ppl=named(np.exp(test)), avg_test_loss=float(test.mean()),
+        avg_test_ppl=float(np.exp(test).mean()), val_loss=named(rows[-1].reply), final_mixture=mixtures[-1][1],
+        realised_mixture=named(windows / windows.sum()), epochs=named(main.sampler.epochs), mixtures=mixtures,
+        curve=trainer.curve, settings=settings, config=dataclasses.asdict(config),
+        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
+                      device=str(trainer.device)))
+
+def report(result):
+    """The closing table."""
+    print(f"\n{'group':<12}{'mixture':>9}{'realised':>10}{'epochs':>8}{'val loss':>10}{'test loss':>11}{'test ppl':>10}")
+    for g in result["groups"]:
+        print(f"{g:<12}{result['final_mixture'][g]:>9.3f}{result['realised_mixture'][g]:>10.3f}{result['epochs'][g]:>8.2f}"
+              f"{result['val_loss'][g]:>10.3f}{result['test_loss'][g]:>11.3f}{result['test_ppl'][g]:>10.2f}")
+    print(f"average test perplexity {result['avg_test_ppl']:.3f}   average test loss {result['avg_test_loss']:.4f}   "
+          f"{result['wall_seconds']:.0f} s   {result['tokens_per_second'] / 1000:.1f}k tok/s   "
+          f"{result['extra_steps']} extra steps")
+
+def picture(result, history, path):
+    """run.png: the mixture over steps and the validation losses. Needs matplotlib."""
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("for a picture of the run: pip install matplotlib")
+        return
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+    rows = [row for row in history.trained()]
+    at = np.cumsum([row.request.steps for row in rows])
+    points = sorted([[int(t), row.reply.tolist()] for t, row in zip(at, rows)] + result["curve"])
+    colours = plt.get_cmap("tab10").colors
+    for j, g in enumerate(result["groups"]):
+        t, p = zip(*[(t, mix[g]) for t, mix in result["mixtures"]] + [(result["steps"], result["final_mixture"][g])])
+        top.step(t, p, where="post", label=g, color=colours[j % 10])
+        bottom.plot([t for t, _ in points], [L[j] for _, L in points], label=g, color=colours[j % 10])
+    top.set(ylabel="mixture (share of windows)", ylim=(0, None), title=f"{result['method']}, seed {result['seed']}")
+    bottom.set(xlabel="step", ylabel="validation loss (nats per token)")
+    top.legend(ncols=4, fontsize="small", frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+def pick(what, name, options):
+    """options[name], or an error that names the nearest."""
+    if name in options:
+        return options[name]
+    near = difflib.get_close_matches(name, options, 1, 0)
+    raise ValueError(f"unknown {what} {name!r}; did you mean {near[0]!r}? (python train.py --help lists them)")
+
+LAWS = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law)
+
+def read_runs(files):
+    """MIXTURES.csv, LOSSES.csv -> {"mixtures": (names, (R, m)), "losses": (names, (R, n))}, rows matched by index.
+
+    Both have a header, and a first column that numbers the runs. What all names of a header share up to a separator
+    (train_the_pile_, _val_loss) is dropped, so that groups match by name. Raises ValueError.
+    """
+    tables = []
+    for path in files:
+        try:
+            head, *rows = [line.split(",") for line in Path(path).read_text().split("\n") if line.strip()]
+            table = {row[0]: [float(v) for v in row[1:]] for row in rows}
+        except ValueError:
+            raise ValueError(f"{path} is not a table of numbers under a header of names") from None
+        names = [name.strip() for name in head[1:]]
+        front = re.match(r".*[_/ ]|", os.path.commonprefix(names))[0]
+        back = re.match(r".*[_/ ]|", os.path.commonprefix([n[::-1] for n in names]))[0]
+        tables.append(([n[len(front):len(n) - len(back)] for n in names], table))
+    (groups, P), (targets, L) = tables
+    if P.keys() != L.keys():
+        raise ValueError(f"{files[0]} and {files[1]} do not list the same runs in their first columns")
+    return groups, np.array(list(P.values())), targets, np.array([L[key] for key in P])
+
+def laws(config, settings):
+    """--runs with --steps 0: fit the method's law to finished runs, print how good it is and what it proposes."""
+    groups, P, targets, L = read_runs(config.runs)
+    began = time.perf_counter()
+    law = pick("method with a law", config.method, LAWS)(P, L)
+    print(f"{config.method}: law of {len(groups)} shares for {len(targets)} losses, fitted to {len(P)} runs in "
+          f"{time.perf_counter() - began:.1f} s")
+    columns = [aioli.quality(law, P, L)]
+    if config.holdout:
+        others, Q, same, M = read_runs(config.holdout)
+        if (others, same) != (groups, targets):
+            raise ValueError("--holdout has other groups than --runs")
+        columns.append(aioli.quality(law, Q, M))
+    head = f"{'R^2':>9}{'MSE':>10}{'Spearman':>10}"
+    print(f"{'':<20}{'fit':>29}" + (f"{'held out':>32}" if config.holdout else ""))
+    print(f"{'loss':<20}" + "   ".join([head] * len(columns)))
+    for i, name in [*enumerate(targets), (None, "mean")]:
+        cells = [[v.mean() if i is None else v[i] for v in column] for column in columns]
+        print(f"{name:<20}" + "   ".join(f"{r2:>9.4f}{mse:>10.5f}{100 * rho:>10.2f}" for r2, mse, rho in cells))
+    history = aioli.History(groups, np.ones(len(groups)), 1, config.seed, (P / P.sum(1, keepdims=True), L))
+    p = next(aioli.METHODS[config.method](history, 0, **settings)).p
+    print("proposed mixture: " + "  ".join(f"{g} {share:.3f}" for g, share in sorted(zip(groups, p), key=lambda x: -x[1])))
+
+def program(config, settings, history):
+    """The generator that config asks for: a method, alone or on top of a prior."""
+    method = functools.partial(pick("method", config.method, aioli.METHODS), **settings)
+    if not config.prior:
+        return method(history, config.steps)
+    if config.restart == "prior" and "start" not in inspect.signature(method).parameters:
+        raise ValueError(f"--restart prior: {config.method} always starts from uniform; use --restart uniform or aioli")
+    return aioli.with_prior(history, config.steps, method, pick("method", config.prior, aioli.METHODS),
+                            config.first, config.restart)
+
+def train(config, settings, corpus=None):
+    """One run from text to result.json -> the result. Raises ValueError for bad input, Stop on Ctrl-C."""
+    pick("preset", config.preset, model.PRESETS)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.runs and config.steps == 0:
+        return laws(config, settings)
+    if min(config.steps, config.batch, config.val_windows, config.test_windows, config.eval_every) < 1:
+        raise ValueError("--steps, --batch, --val-windows, --test-windows and --eval-every must be at least 1")
+    corpus = corpus or data.load(config.groups, config.data or None, config.encoding, config.cache)
+    out = Path(config.out or f"out/{config.method}-{'+'.join(corpus.groups)}-s{config.seed}")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise OSError(f"cannot write to {out}; choose another --out")
+    trainer = Trainer(config, corpus)
+    runs = None
+    if config.runs:
+        groups, P, targets, L = read_runs(config.runs)
+        if set(groups) != set(corpus.groups):
+            raise ValueError(f"{config.runs[0]} has the groups {', '.join(groups)}; the text has {', '.join(corpus.groups)}")
+        runs = P[:, [groups.index(g) for g in corpus.groups]], L
+    history = aioli.History(corpus.groups, [len(t) for t in corpus.train], config.batch, config.seed, runs)
+    method, past, wall = program(config, settings, history), [], 0.0
+    checkpoint = out / "checkpoint.pt"
+    if config.resume:
+        if not checkpoint.exists():
+            raise ValueError(f"nothing to resume: there is no {checkpoint}")
+        saved = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
+        trainer.load(saved["trainer"])
+        past, wall = [from_line(line) for line in saved["history"].splitlines()], saved["wall"]
+    progress = Progress(config, corpus.groups, trainer.shape.window)
+    trainer.on_step, began = progress.step, time.perf_counter()
+    print(f"{config.method} on {'+'.join(corpus.groups)}: {config.steps} steps of {config.batch} x {trainer.shape.window} "
+          f"tokens, {config.preset} model, {trainer.device}, seed {config.seed}", flush=True)
+    before = signal.signal(signal.SIGINT, lambda *_: setattr(trainer, "stopping", True))
+    torch.set_flush_denormal(True)                                            # tiny gradients must not slow a CPU down
+    try:
+        drive(method, trainer, history, past, progress.row)
+    except Stop:
+        state = dict(trainer=trainer.state(), history=history_lines(history)[1], wall=wall + time.perf_counter() - began)
+        part = checkpoint.with_name("checkpoint.pt.part")
+        torch.save(state, part)
+        part.replace(checkpoint)
+        raise Stop(f"stopped; go on with the same command and --resume (state in {checkpoint})") from None
+    finally:
+        torch.set_flush_denormal(False)                                       # the rest of the process keeps IEEE arithmetic
+        signal.signal(signal.SIGINT, before)
+    result = summarise(config, settings, trainer, history, wall + time.perf_counter() - began)
+    write(out / "history.jsonl", history_lines(history)[1])
+    write(out / "result.json", json.dumps(result, indent=1))
+    checkpoint.unlink(missing_ok=True)
+    report(result)
+    picture(result, history, out / "run.png")
+    print(f"written to {out}")
+    return result
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line: flags are made from Config and from the method's keyword arguments.
+
+def help_of(function_or_class):
+    """{name: help text}: the comment behind a Config field, or 'name: text.' in a method's docstring."""
+    if inspect.isclass(function_or_class):
+        return dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(function_or_class), re.M))
+    return dict(re.findall(r"(?:^|  )(\w+): ([^\n]*?)\.?(?=  \w+: |$)", inspect.getdoc(function_or_class), re.M))
+
+def parse(argv):
+    """Command line -> Config, settings of the method. Raises ValueError naming the nearest flag or method."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--method", default=Config.method)
+    method = pick("method", first.parse_known_args(argv)[0].method, aioli.METHODS)
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add(group, defaults, texts):
+        for name, default in defaults.items():
+            flag, text = "--" + name.replace("_", "-"), f"{texts.get(name, '')} [{default}]".replace("%", "%%")
+            if isinstance(default, bool):
+                group.add_argument(flag, action="store_true", help=text)
+            elif isinstance(default, tuple):
+                group.add_argument(flag, nargs=2, default=default, metavar="CSV", help=text)
+            else:
+                group.add_argument(flag, type=type(default), default=default, metavar=name.upper(), help=text)
+
+    fields = {f.name: f.default for f in dataclasses.fields(Config)}
+    add(parser.add_argument_group("a run"), fields, help_of(Config))
+    settings = {name: p.default for name, p in inspect.signature(method).parameters.items()
+                if p.default is not p.empty and p.default is not None}
+    add(parser.add_argument_group(f"settings of {method.__name__}"), settings, help_of(method))
+    seen, unknown = parser.parse_known_args(argv)
+    if unknown:
+        pick(f"flag for method {method.__name__}", unknown[0].split("=")[0], sorted(parser._option_string_actions))
+        raise ValueError(f"{unknown[0]!r} is not the value of any flag")
+    seen = vars(seen)
+    return Config(**{name: seen[name] for name in fields}), {name: seen[name] for name in settings}
+
+def main(argv=None):
+    """Exit code 0, 2 for bad input, 1 for a machine that refuses, 130 after Ctrl-C; never a traceback for these."""
+    try:
+        train(*parse(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}".replace("\n", " "), file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except (Stop, KeyboardInterrupt) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 130
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(main())
