@@ -6,7 +6,7 @@ import torch
 
 import model
 
-TINY = model.Config(layers=2, heads=2, width=32, window=16, vocab=50, rotary=.5)
+TINY = model.Config(layers=2, heads=2, width=32, window=16, vocab=50, rotary=.5, shift=.5)
 
 
 def tokens(rows=3, seed=0):
@@ -43,6 +43,12 @@ def test_attention_knows_positions_only_relative_to_each_other():
         torch.testing.assert_close(along, along[:1].expand_as(along), rtol=1e-6, atol=1e-6)
     assert abs(scores[0, 0] - scores[5, 0]) > 1e-3
     torch.testing.assert_close(rq[:, 8:], q[0, 0, :, 8:])
+
+
+def test_the_first_channels_are_read_one_token_late():
+    x = torch.arange(24.).view(1, 3, 8)
+    late = model.read_late(x, 4)
+    assert late[0, 0].tolist() == [0, 0, 0, 0, 4, 5, 6, 7] and late[0, 2].tolist() == [8, 9, 10, 11, 20, 21, 22, 23]
 
 
 def test_equal_generators_give_equal_models():
