@@ -157,18 +157,23 @@ def fit_linear_dynamic(mixtures, drops):
         raise ValueError(f"{len(P)} mixtures do not determine A for {P.shape[1]} groups; add different ones")
     return np.linalg.lstsq(P, np.asarray(drops, float), rcond=None)[0].T
 
+def weigh(L, objective):
+    """What is averaged over groups: the losses L themselves, or their perplexities exp(L). Raises ValueError."""
+    if objective not in ("loss", "perplexity"):
+        raise ValueError(f"objective {objective!r} is neither loss nor perplexity")
+    return np.exp(L) if objective == "perplexity" else L
+
 def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, steps=2000):
     """min over the simplex of sum_i w_i L_i(p), or of sum_i w_i exp(L_i(p)) for objective="perplexity" -> p (m,).
 
     EGD with the law's own gradient, the step doubled while it helps and halved when it does not. For a convex law
     the start does not matter; `starts` > 1 adds one near each corner for laws that are not. floor: least share.
     """
-    m = law[-1].shape[1]
+    m = law[-1].shape[-1]
     w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
 
     def value(p):
-        L = law(p)
-        return w @ (np.exp(L) if objective == "perplexity" else L)
+        return w @ weigh(law(p), objective)
 
     def descend(p):
         eta, f = 1.0, value(p)
@@ -298,6 +303,57 @@ def fit_power_law(mixtures, losses, delta=.02):
         return Power(x[:, 0], x[:, 1], x[:, 2:2 + m], x[:, 2 + m:])
     return fit(build, starts, P, L, delta)
 
+class Forecast(NamedTuple):
+    """Losses at the end of a run that goes on at mixture p, from what the run has shown so far (our own law, README):
+
+        L_i(p) = c_i + b_i E_i(p)^-g_i,     E_i(p) = (1 - o_i) (n_i + (1 - t) p_i) + o_i p_i,     t = sum of n
+
+    n_i is what the run has seen of group i, as a share of the whole run. A power law of tokens alone forgets that models
+    forget: a part o_i of what is known lasts only while the group keeps its share, as if all of the run had had the
+    present mixture. b, g > 0 and 0 <= o <= 1, so every L_i is convex in p.
+    """
+    c: np.ndarray               # (m,) irreducible loss, >= 0
+    b: np.ndarray               # (m,)
+    g: np.ndarray               # (m,)
+    o: np.ndarray               # (m,)
+    n: np.ndarray               # (m,)
+
+    def seen(self, p):
+        return (1 - self.o) * (self.n + (1 - self.n.sum()) * p) + self.o * p  # E (..., m)
+
+    def __call__(self, P):
+        return self.c + self.b * self.seen(P) ** -self.g                      # (..., m)
+
+    def gradient(self, p):
+        per_share = (1 - self.o) * (1 - self.n.sum()) + self.o
+        return np.diag(-self.g * self.b * self.seen(p) ** (-self.g - 1) * per_share)         # (m, m)
+
+def fit_forecast(n, share, losses):
+    """Fit Forecast to one run: n (t, m) seen up to each validation, as shares of the run, share (t, m) the mixture just
+    before it, losses (t, m), nats per token. Deterministic; raises ValueError for fewer than three validations.
+
+    For given g and o the law is linear in c and b >= 0, so a grid of g and o is searched, per group. Three points and
+    noise do not determine an exponent: squared errors, in units of the noise seen in second differences of the losses,
+    are added to those of g from 1/2 (in log, unit .25) and of o from .3 (unit .3), which fade as the run goes on.
+    """
+    n, share, L = (np.asarray(a, float) for a in (n, share, losses))          # (t, m) each
+    if len(L) < 3:
+        raise ValueError(f"a forecast needs three validations or more, not {len(L)}; raise --wait")
+    g, o = (a.ravel() for a in np.meshgrid(np.geomspace(.1, 1.5, 16), np.linspace(0, 1, 11), indexing="ij"))     # (G,)
+    o = o[:, None, None]
+    E = (1 - o) * n + o * n.sum(1, keepdims=True) * share                     # (G, t, m)
+    F = np.maximum(E, 1e-4) ** -g[:, None, None]
+    noise = max(np.median(np.diff(L, n=2, axis=0) ** 2) / 6, 1e-4)            # a second difference has 6 noises in it
+    f, y = F - F.mean(1, keepdims=True), L - L.mean(0)
+    b = np.maximum((f * y).sum(1) / np.maximum((f * f).sum(1), 1e-12), 0)     # (G, m)
+    c = L.mean(0) - b * F.mean(1)
+    b = np.where(c < 0, (F * L).sum(1) / (F * F).sum(1), b)                   # no negative floor: through the origin
+    c = np.maximum(c, 0)
+    error = ((c[:, None] + b[:, None] * F - L) ** 2).sum(1) / noise           # (G, m)
+    error += ((np.log(g / .5) / .25) ** 2)[:, None] + ((o[:, :, 0] - .3) / .3) ** 2
+    best, i = error.argmin(0), np.arange(L.shape[1])
+    return Forecast(c[best, i], b[best, i], g[best], o[best, 0, 0], n[-1])
+
 def ranks(x):
     """Ranks of x (R,), ties averaged."""
     _, where, count = np.unique(x, return_inverse=True, return_counts=True)
@@ -318,6 +374,19 @@ def stratified(h, steps):
     Any method here whose column sums are equal, or whose eta is 0, is this one.
     """
     yield Train(h.uniform, steps)
+
+def fixed(h, steps, mixture=""):
+    """A mixture of your own, for the whole run. A^t = 0. Extra cost: none.
+
+    mixture: shares joined by +, in the order of the groups, scaled to sum 1 (default: equal).
+    """
+    try:
+        p = np.array([float(share) for share in mixture.split("+")]) if mixture else h.uniform
+    except ValueError:
+        p = np.zeros(0)
+    if len(p) != h.m or not (np.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
+        raise ValueError(f"--mixture {mixture!r} is not {h.m} shares joined by +, one for each of {', '.join(h.groups)}")
+    yield Train(p / p.sum(), steps)
 
 def natural(h, steps, alpha=1.0):
     """Token shares, p_j = n_j^alpha / Z: alpha = 1 repeats all groups equally often, 0 is stratified.
@@ -342,10 +411,11 @@ def cover(m, runs, rng):
         P = np.delete(P, gap.argmin() // len(P), axis=0)
     return P
 
-def sweep(h, steps, runs):
+def sweep(h, steps, runs, objective):
     """Full-length scratch runs on a cover of the simplex -> mixtures (runs, m), final losses (runs, m).
 
     The mixtures do not depend on the seed, so grid, dml and power, and all their seeds, see the same ones."""
+    weigh(0, objective)                                                       # complain now, not after the runs
     if h.runs is not None:
         return h.runs
     P = cover(h.m, runs, np.random.default_rng(0))
@@ -354,37 +424,37 @@ def sweep(h, steps, runs):
         L.append((yield Train(p, steps, on=f"sweep-{r}")))
     return P, np.array(L)
 
-def grid(h, steps, points=9):
+def grid(h, steps, points=9, objective="loss"):
     """Grid search: train on a cover of the simplex, keep the best. Its law is a table, its solver a look-up.
 
     Extra cost: `points` full runs. Paper: 9 points (.1 to .9) for m = 2, 9 or 10 draws otherwise.
-    points: number of scratch runs.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
     """
-    P, L = yield from sweep(h, steps, points)
-    yield Train(P[L.mean(1).argmin()], steps)
+    P, L = yield from sweep(h, steps, points, objective)
+    yield Train(P[weigh(L, objective).mean(1).argmin()], steps)
 
-def dml(h, steps, points=9):
+def dml(h, steps, points=9, objective="loss"):
     """Data Mixing Laws (arXiv 2403.16952): L_i(p) = c_i + exp(t_i . p) fitted to a sweep, then minimised.
 
     A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
     Extra cost: `points` full runs; the paper of Aioli uses 10, the law needs m + 1.
     Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is enforced here and the problem is
     convex. Example: with t = [[-1, 0], [0, -1]] and c = 0 the best mixture is (.5, .5).
-    points: number of scratch runs.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
     """
-    P, L = yield from sweep(h, steps, max(points, h.m + 1))
+    P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
     law = fit_log_linear(P, L)
-    yield Train(solve_static(law), steps, A=-law.t)
+    yield Train(solve_static(law, objective=objective), steps, A=-law.t)
 
-def power(h, steps, points=9):
+def power(h, steps, points=9, objective="loss"):
     """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better (README, "Laws").
 
     A = minus the law's gradient at the optimum. Extra cost: `points` full runs.
-    points: number of scratch runs.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
     """
-    P, L = yield from sweep(h, steps, max(points, h.m + 1))
+    P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
     law = fit_power_law(P, L)
-    p = solve_static(law, starts=1 + h.m)
+    p = solve_static(law, objective=objective, starts=1 + h.m)
     yield Train(p, steps, A=-law.gradient(p))
 
 def skill_graph(h, steps):
@@ -510,11 +580,10 @@ def adjust(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objective="los
     rows = list(range(h.m)) if rows is None else rows
     probe_counts(arms, h.m, probing["f"], probing["probe"] * h.batch)         # complain now, not after a validation
     cost = probing["sweeps"] * probing["probe"] * len(arms)
-    if (shortest := min(split(steps, rounds))) < cost:
-        raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but probing takes sweeps "
+    if (shortest := min(split(steps, rounds))) <= cost:
+        raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but probing alone takes sweeps "
                          f"* probe * groups = {cost}; raise --steps or lower --rounds, --sweeps or --probe")
-    if objective not in ("loss", "perplexity"):
-        raise ValueError(f"objective {objective!r} is neither loss nor perplexity")
+    weigh(0, objective)                                                       # these two complain now, not later
     yield Train(p, 0)
     for n in split(steps, rounds):
         A = yield from learn_params(h, arms, **probing)                       # (m, m)
@@ -567,6 +636,33 @@ def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
     start = (np.arange(h.m) != i) / (h.m - 1)
     yield from adjust(h, steps, rounds, eta, start=start, rows=[i], f=f, sweeps=sweeps, probe=probe)
 
+def horizon(h, steps, rounds=25, wait=.2, last=.6, reach=.5, floor=.02, objective="loss"):
+    """Ours, in the same frame: what the whole rest of the run does for each loss, forecast and minimised each round.
+
+    Aioli's A is what the next few steps do, and much of that is recency: a group helps itself, and it is soon forgotten.
+    Here the law is a Forecast for the end of the run, fitted to its own validation losses; the solver is direct, over
+    the simplex, and a step moves no log share by more than `reach` (which also keeps one bad forecast from mattering,
+    and shows the law a mixture that it has not seen). A^t = minus the law's gradient. No probes, no extra runs: extra
+    cost rounds * last validations. Training is uniform at first and stays where it is at the end, where the falling
+    learning rate hides what tokens do.
+    rounds: validations in a run, were they to go on to its end.  wait: share of the run before the first forecast.
+    last: share of the run after which the mixture stays.  reach: largest change of a log share per round.
+    floor: least share of a group in a plan.  objective: average loss, or average perplexity.
+    """
+    weigh(0, objective)
+    p, A, parts = h.uniform, None, split(steps, rounds)
+    held = sum(np.cumsum(parts) <= last * steps)
+    for done, n in zip(np.cumsum(parts), parts[:held]):
+        yield Train(p, n)
+        if done >= wait * steps:
+            seen = h.windows() / (steps * h.batch)                            # (t, m)
+            ready = seen.sum(1) > .1 - 1e-9                                   # the first tenth is warm-up
+            law = fit_forecast(seen[ready], np.array([row.share for row in h.trained()])[ready], h.losses()[ready])
+            plan = solve_static(law, objective=objective, floor=floor)
+            p = egd(p, np.clip(np.log(plan / p), -reach, reach), 1.0)
+            A = -law.gradient(p)
+    yield Train(p, steps - sum(parts[:held]), A=A)
+
 # --- Composition: the paper's restricted setting, where another method's mixture comes first.
 
 def learn(method, h, steps):
@@ -604,5 +700,5 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
         settings["start"] = p
     yield from method(h, steps - n, **settings)
 
-METHODS = {f.__name__: f for f in (stratified, natural, grid, dml, power, skillit, doremi, doge, aioli, aioli_static,
-                                   aioli_diagonal, aioli_ood)}
+METHODS = {f.__name__: f for f in (stratified, fixed, natural, grid, dml, power, skillit, doremi, doge, aioli, aioli_static,
+                                   aioli_diagonal, aioli_ood, horizon)}

@@ -18,11 +18,14 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +48,12 @@ class Config:
     resume: bool = False          # go on from the checkpoint in OUT
     runs: tuple = ()              # grid, dml, power: MIXTURES.csv LOSSES.csv of finished runs, instead of a sweep
     holdout: tuple = ()           # with --runs: two more such files, to test the law on
+    # comparison: several methods (--method a,b,c or all), or --seeds, or --quick
+    seeds: int = 0                # run each method with this many seeds, from --seed on, in pairs, and tabulate
+    quick: bool = False           # a first look: one seed, two data sets
+    controls: bool = False        # with a comparison: the controls of equal compute and of equal average mixture, too
+    jobs: int = 0                 # with a comparison: runs side by side; 0: as many as there are cores
+    past: str = ""                # history.jsonl of a run with the same seed: take its scratch runs instead of repeating
     # composition
     prior: str = ""               # learn a mixture with this method on half-length runs and start from it
     first: float = 0.5            # with --prior: share of the main run trained on its mixture
@@ -273,23 +282,29 @@ def from_line(line):
     reply = {k: np.array(v) for k, v in reply.items()} if isinstance(reply, dict) else np.array(reply)
     return aioli.Row(asked, reply, np.array(seen["share"]), np.array(seen["windows"]), seen["lr"], seen["seconds"])
 
-def drive(method, trainer, history, past=(), on_row=lambda row: None):
+def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
     """The one loop: ask the method, let the trainer answer, record, tell the method.
 
     past: rows of an interrupted run; they are replayed to the method instead of trained again, and must be what it
-    asks for. Raises ValueError if they are not (the settings changed), Stop on Ctrl-C.
+    asks for. known: scratch runs of another method, replayed in order as far as this one asks for the same. Raises
+    ValueError if past rows are not what is asked (the settings changed), Stop on Ctrl-C.
     """
-    past, reply = list(past), None
+    past, known, reply = list(past), list(known), None
+
+    def same(row):
+        return type(row.request) is type(request) and row.request.on == request.on \
+            and np.allclose(row.request[0], request[0], atol=1e-9) and row.request[1:2] == request[1:2]
     while True:
         try:
             request = method.send(reply)
         except StopIteration:
             return history
         if past:
-            row = past.pop(0)
-            if type(row.request) is not type(request) or not np.allclose(row.request[0], request[0], atol=1e-9):
+            if not same(past[0]):
                 raise ValueError("the checkpoint belongs to a run with other settings; use another --out")
-            history.rows.append(row)
+            history.rows.append(past.pop(0))
+        elif known and same(known[0]):
+            history.rows.append(known.pop(0))
         else:
             began = time.perf_counter()
             measured = trainer.answer(request)
@@ -366,8 +381,10 @@ def summarise(config, settings, trainer, history, wall):
         avg_test_ppl=float(np.exp(test).mean()), val_loss=named(rows[-1].reply), final_mixture=mixtures[-1][1],
         realised_mixture=named(windows / windows.sum()), epochs=named(main.sampler.epochs), mixtures=mixtures,
         curve=trainer.curve, settings=settings, config=dataclasses.asdict(config),
-        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
-                      device=str(trainer.device)))
+        versions=versions() | dict(device=str(trainer.device)))
+
+def versions():
+    return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, machine=platform.machine())
 
 def report(result):
     """The closing table."""
@@ -490,7 +507,7 @@ def train(config, settings, corpus=None):
         runs = P[:, [groups.index(g) for g in corpus.groups]], L
     history = aioli.History(corpus.groups, [len(t) for t in corpus.train], config.batch, config.seed, runs)
     method, past, wall = program(config, settings, history), [], 0.0
-    checkpoint = out / "checkpoint.pt"
+    checkpoint, known = out / "checkpoint.pt", scratch_runs(config) if config.past else []
     if config.resume:
         if not checkpoint.exists():
             raise ValueError(f"nothing to resume: there is no {checkpoint}")
@@ -504,7 +521,7 @@ def train(config, settings, corpus=None):
     before = signal.signal(signal.SIGINT, lambda *_: setattr(trainer, "stopping", True))
     torch.set_flush_denormal(True)                                            # tiny gradients must not slow a CPU down
     try:
-        drive(method, trainer, history, past, progress.row)
+        drive(method, trainer, history, past, known, progress.row)
     except Stop:
         state = dict(trainer=trainer.state(), history=history_lines(history)[1], wall=wall + time.perf_counter() - began)
         part = checkpoint.with_name("checkpoint.pt.part")
@@ -524,6 +541,198 @@ def train(config, settings, corpus=None):
     return result
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The comparison: every method on every data set with every seed, each run a process of its own, differences in pairs.
+
+ROWS = ("stratified", "grid", "dml", "power", "skillit", "doremi", "doge", "aioli", "horizon",
+        "grid:perplexity", "power:perplexity", "aioli:perplexity", "horizon:perplexity")
+QUICK = ("python+csv", "python+prose")
+NOT_ONE_RUN = ("method", "groups", "seed", "out", "resume", "runs", "holdout", "seeds", "quick", "controls", "jobs", "past",
+               "prior", "first", "restart", "steps")
+
+def scratch_runs(config):
+    """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model. Raises ValueError."""
+    try:
+        theirs = json.loads(Path(config.past).with_name("result.json").read_text())["config"]
+        rows = [from_line(line) for line in Path(config.past).read_text().splitlines()]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"--past {config.past} is not the history of a finished run ({error})") from None
+    for name, mine in dataclasses.asdict(config).items():
+        if name not in set(NOT_ONE_RUN) - {"groups", "seed", "steps"} and theirs.get(name) != mine:
+            raise ValueError(f"--past {config.past} had --{name} {theirs.get(name)}, not {mine}; its runs are not this run's")
+    return [row for row in rows if isinstance(row.request, aioli.Train) and row.request.on != "main"]
+
+class Job(NamedTuple):
+    """One run of the comparison; `name` is its row in the table: METHOD, METHOD:OBJECTIVE or a control."""
+    name: str
+    groups: str
+    seed: int
+    needs: str = ""               # the job, of the same data set and seed, that has to be finished first
+    times: int = 1                # length of the main run, in --steps
+
+def jobs_of(names, groups, seed, controls):
+    """The runs of one data set and seed, dear ones first. All methods that start with a sweep share one."""
+    swept = [name for name in names if name.split(":")[0] in SWEEPERS]
+    order = swept[:1] + [name for name in names if name not in swept] + swept[1:]
+    jobs = [Job(name, groups, seed, swept[0] if name in swept[1:] else "") for name in order]
+    moving = [name for name in names if name.split(":")[0] in ("skillit", "aioli", "horizon")] if controls else []
+    return jobs + [Job(f"average of {name}", groups, seed, name) for name in moving]
+
+SWEEPERS = ("grid", "dml", "power")
+
+def run_job(config, job, rows, folder):
+    """Run one job in a process of its own, unless its result is there already -> its row."""
+    out = folder / job.groups / f"{job.name.replace(' ', '-').replace(':', '-')}-s{job.seed}"
+    method, _, objective = job.name.partition(":")
+    flags = ["--groups", job.groups, "--seed", job.seed, "--steps", config.steps * job.times, "--out", out]
+    if job.name.startswith("average of "):
+        shares = rows[job.needs, job.groups, job.seed]["realised_mixture"].values()
+        flags += ["--mixture", "+".join(map(str, shares))]
+        method = "fixed"
+    elif job.times > 1:
+        method = "stratified"
+    elif job.needs and (past := folder / job.groups / f"{job.needs.replace(':', '-')}-s{job.seed}" / "history.jsonl").exists():
+        flags += ["--past", past]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in NOT_ONE_RUN and value != field.default:
+            flags += ["--" + field.name.replace("_", "-")] + ([] if value is True else [value])
+    flags += ["--method", method] + (["--objective", objective] if objective else [])
+    _, settings = parse(map(str, flags))
+    if not (out / "result.json").exists() or json.loads((out / "result.json").read_text())["settings"] != settings:
+        flags += ["--resume"] if (out / "checkpoint.pt").exists() else []
+        ended = subprocess.run([sys.executable, __file__, *map(str, flags)], capture_output=True, text=True)
+        if ended.returncode == 130:
+            raise Stop
+        if ended.returncode:
+            raise ValueError(f"{job.name} on {job.groups}, seed {job.seed}: {ended.stderr.strip().splitlines()[-1]}")
+    result = json.loads((out / "result.json").read_text())
+    keep = ("steps", "extra_steps", "wall_seconds", "avg_test_ppl", "avg_test_loss", "test_loss", "realised_mixture",
+            "mixtures", "settings")
+    return dict(name=job.name, groups=job.groups, seed=job.seed, **{key: result[key] for key in keep})
+
+def compare(config):
+    """Run what is missing of the comparison, print it as Markdown tables, and keep it in compare.json -> its rows.
+
+    Any number of interruptions repeat no finished run: a row is in compare.json as soon as its run has ended.
+    """
+    names = list(ROWS) if config.quick or config.method == "all" else config.method.split(",")
+    names = list(dict.fromkeys(["stratified", *names]))
+    for name in names:
+        method, _, objective = name.partition(":")
+        if objective and "objective" not in inspect.signature(pick("method", method, aioli.METHODS)).parameters:
+            raise ValueError(f"{name}: {method} has no objective to choose")
+    sets = QUICK if config.quick else data.SETS if config.groups == "sets" else [config.groups]
+    folder = Path(config.out or ("out/quick" if config.quick else "out/compare"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for groups in sets:
+        data.load(groups, config.data or None, config.encoding, config.cache)          # once, before all want it at once
+    path, rows = folder / "compare.json", {}
+    if path.exists():
+        rows = {(row["name"], row["groups"], row["seed"]): row for row in json.loads(path.read_text())["rows"]}
+    cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
+    run_all(config, [job for cell in cells for job in jobs_of(names, *cell, config.controls)], rows, folder)
+    if config.controls:
+        budgets = {(r["groups"], r["seed"], round(1 + r["extra_steps"] / r["steps"])) for r in rows.values()}
+        run_all(config, [Job(f"stratified x{k}", groups, seed, times=k) for groups, seed, k in sorted(budgets) if k > 1
+                         and (groups, seed) in cells], rows, folder)
+    tables = "\n\n".join(tabulate(rows.values(), sets))
+    write(folder / "compare.md", tables + "\n")
+    print("\n" + tables + f"\n\nwritten to {folder}")
+    return rows
+
+def run_all(config, jobs, rows, folder):
+    """Run the jobs that have no row yet, a few side by side, in order; a failure is told at the end, not in the middle."""
+    todo = [job for job in jobs if job[:3] not in rows]
+    began, ended, failed, futures = time.perf_counter(), 0, [], {}
+
+    def work(job):
+        if (job.needs, *job[1:3]) in futures:
+            futures[job.needs, job.groups, job.seed].result()
+        return run_job(config, job, rows, folder)
+
+    with ThreadPoolExecutor(config.jobs or os.cpu_count()) as pool:
+        futures.update({job[:3]: pool.submit(work, job) for job in todo})
+        try:
+            for future in as_completed(futures.values()):
+                ended += 1
+                try:
+                    row = future.result()
+                except (ValueError, KeyError) as error:
+                    failed.append(str(error))
+                    continue
+                rows[row["name"], row["groups"], row["seed"]] = row
+                write(folder / "compare.json", json.dumps(dict(versions=versions(), rows=list(rows.values()))))
+                spent = time.perf_counter() - began
+                print(f"{ended:>4}/{len(todo)}  {row['name']:<22}{row['groups']:<18} seed {row['seed']}  perplexity "
+                      f"{row['avg_test_ppl']:7.3f}  {spent / 60:5.1f} min, about {spent / ended * (len(todo) - ended) / 60:.0f} left",
+                      flush=True)
+        except (KeyboardInterrupt, Stop):
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise Stop(f"stopped after {len(rows)} runs; the same command goes on") from None
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(todo)} runs failed, the others are kept; the first: {failed[0]}")
+
+def interval(values):
+    """Mean and half-width of the 95 % t-interval; half-width NaN for a single value."""
+    n = len(values)
+    if n < 2:
+        return float(np.mean(values)), math.nan
+    angle = (np.arange(100_000) + .5) / 100_000 * np.pi / 2                   # Student's t is sqrt(n - 1) tan(angle)
+    mass = np.cumsum(np.cos(angle) ** (n - 2))                                # with angles of this density
+    t = (n - 1) ** .5 * np.tan(angle[np.searchsorted(mass, .95 * mass[-1])])
+    return float(np.mean(values)), float(t * np.std(values, ddof=1) / n ** .5)
+
+def tabulate(rows, sets):
+    """The paper's table, methods x data sets, as Markdown: differences to stratified of the same seed, and intervals."""
+    at = {(row["name"], row["groups"], row["seed"]): row for row in rows}
+    names = list(dict.fromkeys(name for name, _, _ in at))
+    names.sort(key=lambda name: ROWS.index(name) if name in ROWS else len(ROWS))
+
+    def cells(name, key, against=lambda row: "stratified"):
+        for groups in sets:
+            gaps = [row[key] - at[against(row), groups, seed][key] for (n, g, seed), row in at.items()
+                    if (n, g) == (name, groups) and (against(row), g, seed) in at]
+            yield interval(gaps) if gaps else None
+
+    def show(cell, digits):
+        if cell is None:
+            return ""
+        text = f"{cell[0]:+.{digits}f}" + ("" if math.isnan(cell[1]) else f" ± {cell[1]:.{digits}f}")
+        return f"**{text}**" if cell[0] + cell[1] < 0 else text
+
+    def table(title, key, digits, rows, against=lambda row: "stratified"):
+        lines = [f"| {title} | {' | '.join(sets)} | better | surely | extra runs | time |", "|---" * (len(sets) + 5) + "|"]
+        for name in rows:
+            found = list(cells(name, key, against))
+            mine = [row for (n, g, _), row in at.items() if n == name and g in sets]
+            if not any(found):
+                continue
+            if name == "stratified":
+                shown = [f"{np.mean([row[key] for row in mine if row['groups'] == g]):.{digits}f}" for g in sets]
+                counts = ["", ""]
+            else:
+                shown = [show(cell, digits) for cell in found]
+                counts = [sum(c is not None and c[0] < 0 for c in found), sum(c is not None and c[0] + c[1] < 0 for c in found)]
+            extra = np.mean([row["extra_steps"] / row["steps"] for row in mine])
+            ratio = np.median([row["wall_seconds"] / at["stratified", row["groups"], row["seed"]]["wall_seconds"]
+                               for row in mine if ("stratified", row["groups"], row["seed"]) in at])
+            lines.append(f"| {name} | {' | '.join(shown)} | {counts[0]} | {counts[1]} | {extra:.1f} | {ratio:.2f} |")
+        return "\n".join(lines)
+
+    seeds = sorted({seed for _, g, seed in at if g in sets})
+    head = f"Seeds {', '.join(map(str, seeds))}: differences to stratified of the same seed, ± 95 % t-interval, bold if all of it is below 0."
+    real = [name for name in names if " " not in name]
+    out = [head, table("average test perplexity", "avg_test_ppl", 2, real), table("average test loss", "avg_test_loss", 4, real)]
+    if len(real) < len(names):
+        averages = [name for name in names if name.startswith("average of ")]
+        budget = lambda row: f"stratified x{round(1 + row['extra_steps'] / row['steps'])}"
+        out += [table("perplexity against a static run at the method's own average mixture", "avg_test_ppl", 2,
+                      [name.removeprefix("average of ") for name in averages], lambda row: f"average of {row['name']}"),
+                table("perplexity against stratified with the same total steps", "avg_test_ppl", 2,
+                      [name for name in real if any(n == name and r["extra_steps"] for (n, _, _), r in at.items())], budget)]
+    return [part for part in out if part.count("\n") != 1]
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command line: flags are made from Config and from the method's keyword arguments.
 
 def help_of(function_or_class):
@@ -536,7 +745,10 @@ def parse(argv):
     """Command line -> Config, settings of the method. Raises ValueError naming the nearest flag or method."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--method", default=Config.method)
-    method = pick("method", first.parse_known_args(argv)[0].method, aioli.METHODS)
+    argv, method = list(argv), None
+    name = first.parse_known_args(argv)[0].method
+    if not many(name):
+        method = pick("method", name, aioli.METHODS)
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
 
@@ -552,20 +764,32 @@ def parse(argv):
 
     fields = {f.name: f.default for f in dataclasses.fields(Config)}
     add(parser.add_argument_group("a run"), fields, help_of(Config))
-    settings = {name: p.default for name, p in inspect.signature(method).parameters.items()
-                if p.default is not p.empty and p.default is not None}
-    add(parser.add_argument_group(f"settings of {method.__name__}"), settings, help_of(method))
+    settings = {} if method is None else {
+        name: p.default for name, p in inspect.signature(method).parameters.items()
+        if p.default is not p.empty and p.default is not None}
+    if clash := [name for name in settings if name in fields]:
+        raise ValueError(f"{name}'s setting {clash[0]!r} is the name of a flag of every run; call it something else")
+    if settings:
+        add(parser.add_argument_group(f"settings of {name}"), settings, help_of(method))
     seen, unknown = parser.parse_known_args(argv)
     if unknown:
-        pick(f"flag for method {method.__name__}", unknown[0].split("=")[0], sorted(parser._option_string_actions))
+        pick(f"flag for method {name}", unknown[0].split("=")[0], sorted(parser._option_string_actions))
         raise ValueError(f"{unknown[0]!r} is not the value of any flag")
     seen = vars(seen)
     return Config(**{name: seen[name] for name in fields}), {name: seen[name] for name in settings}
 
+def many(method):
+    """Whether --method asks for a comparison."""
+    return "," in method or method == "all"
+
 def main(argv=None):
     """Exit code 0, 2 for bad input, 1 for a machine that refuses, 130 after Ctrl-C; never a traceback for these."""
     try:
-        train(*parse(sys.argv[1:] if argv is None else argv))
+        config, settings = parse(sys.argv[1:] if argv is None else argv)
+        if many(config.method) or config.seeds or config.quick:
+            compare(config)
+        else:
+            train(config, settings)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}".replace("\n", " "), file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
