@@ -306,15 +306,14 @@ def fit_power_law(mixtures, losses, delta=.02):
 class Forecast(NamedTuple):
     """Losses at the end of a run that goes on at mixture p, from what the run has shown so far (our own law, README):
 
-        L_i(p) = c_i + b_i E_i(p)^-g_i,     E_i(p) = (1 - o_i) (n_i + (1 - t) p_i) + o_i p_i,     t = sum of n
+        L_i(p) = c_i + b_i / sqrt(E_i(p)),     E_i(p) = (1 - o_i) (n_i + (1 - t) p_i) + o_i p_i,     t = sum of n
 
     n_i is what the run has seen of group i, as a share of the whole run. A power law of tokens alone forgets that models
     forget: a part o_i of what is known lasts only while the group keeps its share, as if all of the run had had the
-    present mixture. b, g > 0 and 0 <= o <= 1, so every L_i is convex in p.
+    present mixture. b >= 0 and 0 <= o <= 1, so every L_i is convex in p.
     """
     c: np.ndarray               # (m,) irreducible loss, >= 0
     b: np.ndarray               # (m,)
-    g: np.ndarray               # (m,)
     o: np.ndarray               # (m,)
     n: np.ndarray               # (m,)
 
@@ -322,37 +321,35 @@ class Forecast(NamedTuple):
         return (1 - self.o) * (self.n + (1 - self.n.sum()) * p) + self.o * p  # E (..., m)
 
     def __call__(self, P):
-        return self.c + self.b * self.seen(P) ** -self.g                      # (..., m)
+        return self.c + self.b * self.seen(P) ** -.5                          # (..., m)
 
     def gradient(self, p):
         per_share = (1 - self.o) * (1 - self.n.sum()) + self.o
-        return np.diag(-self.g * self.b * self.seen(p) ** (-self.g - 1) * per_share)         # (m, m)
+        return np.diag(-.5 * self.b * self.seen(p) ** -1.5 * per_share)       # (m, m)
 
 def fit_forecast(n, share, losses):
     """Fit Forecast to one run: n (t, m) seen up to each validation, as shares of the run, share (t, m) the mixture just
     before it, losses (t, m), nats per token. Deterministic; raises ValueError for fewer than three validations.
 
-    For given g and o the law is linear in c and b >= 0, so a grid of g and o is searched, per group. Three points and
-    noise do not determine an exponent: squared errors, in units of the noise seen in second differences of the losses,
-    are added to those of g from 1/2 (in log, unit .25) and of o from .3 (unit .3), which fade as the run goes on.
+    For a given o the law is linear in c and b >= 0, so eleven values of o are tried, per group. While the mixture does
+    not change, o cannot be told: ((o - .3) / .3)^2 is added to the squared errors in units of their noise, which is
+    taken from second differences of the losses.
     """
     n, share, L = (np.asarray(a, float) for a in (n, share, losses))          # (t, m) each
     if len(L) < 3:
         raise ValueError(f"a forecast needs three validations or more, not {len(L)}; raise --wait")
-    g, o = (a.ravel() for a in np.meshgrid(np.geomspace(.1, 1.5, 16), np.linspace(0, 1, 11), indexing="ij"))     # (G,)
-    o = o[:, None, None]
-    E = (1 - o) * n + o * n.sum(1, keepdims=True) * share                     # (G, t, m)
-    F = np.maximum(E, 1e-4) ** -g[:, None, None]
-    noise = max(np.median(np.diff(L, n=2, axis=0) ** 2) / 6, 1e-4)            # a second difference has 6 noises in it
+    o = np.linspace(0, 1, 11)[:, None, None]                                  # (11, 1, 1)
+    E = (1 - o) * n + o * n.sum(1, keepdims=True) * share                     # (11, t, m)
+    F = np.maximum(E, 1e-4) ** -.5
     f, y = F - F.mean(1, keepdims=True), L - L.mean(0)
-    b = np.maximum((f * y).sum(1) / np.maximum((f * f).sum(1), 1e-12), 0)     # (G, m)
+    b = np.maximum((f * y).sum(1) / np.maximum((f * f).sum(1), 1e-12), 0)     # (11, m)
     c = L.mean(0) - b * F.mean(1)
     b = np.where(c < 0, (F * L).sum(1) / (F * F).sum(1), b)                   # no negative floor: through the origin
     c = np.maximum(c, 0)
-    error = ((c[:, None] + b[:, None] * F - L) ** 2).sum(1) / noise           # (G, m)
-    error += ((np.log(g / .5) / .25) ** 2)[:, None] + ((o[:, :, 0] - .3) / .3) ** 2
+    noise = max(np.median(np.diff(L, n=2, axis=0) ** 2) / 6, 1e-4)            # a second difference has 6 noises in it
+    error = ((c[:, None] + b[:, None] * F - L) ** 2).sum(1) / noise + ((o[:, 0] - .3) / .3) ** 2          # (11, m)
     best, i = error.argmin(0), np.arange(L.shape[1])
-    return Forecast(c[best, i], b[best, i], g[best], o[best, 0, 0], n[-1])
+    return Forecast(c[best, i], b[best, i], o[best, 0, 0], n[-1])
 
 def ranks(x):
     """Ranks of x (R,), ties averaged."""
@@ -580,8 +577,8 @@ def adjust(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objective="los
     rows = list(range(h.m)) if rows is None else rows
     probe_counts(arms, h.m, probing["f"], probing["probe"] * h.batch)         # complain now, not after a validation
     cost = probing["sweeps"] * probing["probe"] * len(arms)
-    if (shortest := min(split(steps, rounds))) <= cost:
-        raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but probing alone takes sweeps "
+    if (shortest := min(split(steps, rounds))) < cost:
+        raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but probing takes sweeps "
                          f"* probe * groups = {cost}; raise --steps or lower --rounds, --sweeps or --probe")
     weigh(0, objective)                                                       # these two complain now, not later
     yield Train(p, 0)
@@ -636,7 +633,7 @@ def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
     start = (np.arange(h.m) != i) / (h.m - 1)
     yield from adjust(h, steps, rounds, eta, start=start, rows=[i], f=f, sweeps=sweeps, probe=probe)
 
-def horizon(h, steps, rounds=25, wait=.2, last=.6, reach=.5, floor=.02, objective="loss"):
+def horizon(h, steps, rounds=25, wait=.16, last=.6, reach=.5, floor=.02, objective="loss"):
     """Ours, in the same frame: what the whole rest of the run does for each loss, forecast and minimised each round.
 
     Aioli's A is what the next few steps do, and much of that is recency: a group helps itself, and it is soon forgotten.
@@ -656,7 +653,7 @@ def horizon(h, steps, rounds=25, wait=.2, last=.6, reach=.5, floor=.02, objectiv
         yield Train(p, n)
         if done >= wait * steps:
             seen = h.windows() / (steps * h.batch)                            # (t, m)
-            ready = seen.sum(1) > .1 - 1e-9                                   # the first tenth is warm-up
+            ready = seen.sum(1) > .08 - 1e-9                                  # before, the rate is warming up
             law = fit_forecast(seen[ready], np.array([row.share for row in h.trained()])[ready], h.losses()[ready])
             plan = solve_static(law, objective=objective, floor=floor)
             p = egd(p, np.clip(np.log(plan / p), -reach, reach), 1.0)

@@ -169,7 +169,7 @@ class Trainer:
     def validate(self, run, windows=None):
         """Mean loss of each group on fixed windows, (m,) nats per token. Changes nothing."""
         began, (x, y, group) = time.perf_counter(), windows or self.val
-        rows = max(1, 16384 // self.shape.window)                             # bounded memory
+        rows = max(1, (4096 if self.device.type == "cpu" else 65536) // self.shape.window)    # what a cache holds
         with self.cast:
             loss = torch.cat([run.model(a, b) for a, b in zip(x.split(rows), y.split(rows))])
         mean = np.bincount(group, loss.double().cpu().numpy()) / np.bincount(group)
@@ -370,7 +370,8 @@ def summarise(config, settings, trainer, history, wall):
     window = config.batch * trainer.shape.window
     tokens = sum(steps.values()) * window
     named = lambda values: dict(zip(groups, (float(v) for v in values)))
-    mixtures = [[int(t), named(row.request.p)] for t, row in zip(at, rows) if not row.request.probe]
+    mixtures = [[int(t), named(row.request.p)] for t, row in zip(at, rows) if not row.request.probe] \
+        or [[0, named(history.trained()[0].request.p)]]                       # every step was a probe
     return dict(
         method=config.method, groups=groups, seed=config.seed, preset=config.preset, steps=steps["main"],
         tokens=steps["main"] * window, params=sum(w.numel() for w in main.model.parameters()),
@@ -396,24 +397,30 @@ def report(result):
           f"{result['wall_seconds']:.0f} s   {result['tokens_per_second'] / 1000:.1f}k tok/s   "
           f"{result['extra_steps']} extra steps")
 
-def picture(result, history, path):
-    """run.png: the mixture over steps and the validation losses. Needs matplotlib."""
+def pyplot():
+    """matplotlib's pyplot, drawing to files, or None after a line that says how to get it."""
     try:
         import matplotlib
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
+        return plt
     except ImportError:
-        print("for a picture of the run: pip install matplotlib")
+        print("for pictures: pip install matplotlib")
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")     # Okabe and Ito: safe for all eyes
+
+def picture(result, history, path):
+    """run.png: the mixture over steps and the validation losses. Needs matplotlib."""
+    if (plt := pyplot()) is None:
         return
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
     rows = [row for row in history.trained()]
     at = np.cumsum([row.request.steps for row in rows])
     points = sorted([[int(t), row.reply.tolist()] for t, row in zip(at, rows)] + result["curve"])
-    colours = plt.get_cmap("tab10").colors
     for j, g in enumerate(result["groups"]):
         t, p = zip(*[(t, mix[g]) for t, mix in result["mixtures"]] + [(result["steps"], result["final_mixture"][g])])
-        top.step(t, p, where="post", label=g, color=colours[j % 10])
-        bottom.plot([t for t, _ in points], [L[j] for _, L in points], label=g, color=colours[j % 10])
+        top.step(t, p, where="post", label=g, color=COLOURS[j % 7])
+        bottom.plot([t for t, _ in points], [L[j] for _, L in points], label=g, color=COLOURS[j % 7])
     top.set(ylabel="mixture (share of windows)", ylim=(0, None), title=f"{result['method']}, seed {result['seed']}")
     bottom.set(xlabel="step", ylabel="validation loss (nats per token)")
     top.legend(ncols=4, fontsize="small", frameon=False)
@@ -608,7 +615,11 @@ def run_job(config, job, rows, folder):
     result = json.loads((out / "result.json").read_text())
     keep = ("steps", "extra_steps", "wall_seconds", "avg_test_ppl", "avg_test_loss", "test_loss", "realised_mixture",
             "mixtures", "settings")
-    return dict(name=job.name, groups=job.groups, seed=job.seed, **{key: result[key] for key in keep})
+    row = dict(name=job.name, groups=job.groups, seed=job.seed, **{key: result[key] for key in keep})
+    if job.name == "grid":                                                    # the landscape: mixtures and losses
+        told = [from_line(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        row["sweep"] = [[r.request.p.tolist(), r.reply.tolist()] for r in told if r.request.on != "main"]
+    return row
 
 def compare(config):
     """Run what is missing of the comparison, print it as Markdown tables, and keep it in compare.json -> its rows.
@@ -619,7 +630,8 @@ def compare(config):
     names = list(dict.fromkeys(["stratified", *names]))
     for name in names:
         method, _, objective = name.partition(":")
-        if objective and "objective" not in inspect.signature(pick("method", method, aioli.METHODS)).parameters:
+        function = pick("method", method, aioli.METHODS)
+        if objective and "objective" not in inspect.signature(function).parameters:
             raise ValueError(f"{name}: {method} has no objective to choose")
     sets = QUICK if config.quick else data.SETS if config.groups == "sets" else [config.groups]
     folder = Path(config.out or ("out/quick" if config.quick else "out/compare"))
@@ -638,6 +650,7 @@ def compare(config):
     tables = "\n\n".join(tabulate(rows.values(), sets))
     write(folder / "compare.md", tables + "\n")
     print("\n" + tables + f"\n\nwritten to {folder}")
+    compare_pictures(rows, names, sets, folder)
     return rows
 
 def run_all(config, jobs, rows, folder):
@@ -731,6 +744,86 @@ def tabulate(rows, sets):
                 table("perplexity against stratified with the same total steps", "avg_test_ppl", 2,
                       [name for name in real if any(n == name and r["extra_steps"] for (n, _, _), r in at.items())], budget)]
     return [part for part in out if part.count("\n") != 1]
+
+def compare_pictures(rows, names, sets, folder):
+    """table.png: differences and intervals; mixtures-SET.png: every method's mixture over training, first seed;
+    landscape-SET.png: the sweep's losses, and where each method's average mixture lies (two or three groups)."""
+    if (plt := pyplot()) is None:
+        return
+    names = [name for name in names if name != "stratified"]
+
+    figure, axes = plt.subplots(1, len(sets), figsize=(1.2 + 1.7 * len(sets), 1 + .28 * len(names)), sharey=True,
+                                layout="constrained", squeeze=False)
+    for axis, groups in zip(axes[0], sets):
+        for y, name in enumerate(reversed(names)):
+            base = {seed: row["avg_test_ppl"] for (n, g, seed), row in rows.items() if (n, g) == ("stratified", groups)}
+            gaps = [100 * (row["avg_test_ppl"] / base[seed] - 1) for (n, g, seed), row in rows.items()
+                    if (n, g) == (name, groups) and seed in base]
+            if gaps:
+                mean, half = interval(gaps)
+                shown = min(max(mean, -30), 30)                               # a method can be off by far more
+                axis.errorbar(shown, y, xerr=None if math.isnan(half) or shown != mean else half, fmt="o" if shown == mean else ">",
+                              color=COLOURS[0] if mean < 0 else COLOURS[1], markersize=4, capsize=2)
+        axis.axvline(0, color="black", linewidth=.8)
+        axis.set_title(groups.replace("+", "+\n", 1), fontsize="small")
+        axis.set_xlim(-32, 32)
+    axes[0][0].set_yticks(range(len(names)), reversed(names))
+    figure.supxlabel("average test perplexity against stratified, per cent; 95 % interval; arrow: off the scale", fontsize="small")
+    figure.savefig(folder / "table.png", dpi=130)
+    plt.close(figure)
+
+    seed = min(seed for _, _, seed in rows)
+    for groups in sets:
+        mine = {name: rows[name, groups, seed] for name in names if (name, groups, seed) in rows}
+        parts = list(next(iter(mine.values()))["realised_mixture"]) if mine else []
+        if not parts:
+            continue
+        across = 4
+        figure, axes = plt.subplots(-(-len(mine) // across), across, figsize=(9, .6 + 1.5 * -(-len(mine) // across)), sharex=True,
+                                    sharey=True, layout="constrained", squeeze=False)
+        for axis in axes.flat[len(mine):]:
+            axis.axis("off")
+        for axis, (name, row) in zip(axes.flat, mine.items()):
+            steps = [t for t, _ in row["mixtures"]] + [row["steps"]]
+            shares = np.array([[mixture[g] for g in parts] for _, mixture in row["mixtures"]])
+            axis.stackplot(steps, np.vstack((shares, shares[-1:])).T, step="post", colors=COLOURS, labels=parts)
+            axis.set_title(f"{name}: {row['avg_test_ppl']:.2f}", fontsize="small")
+            axis.set(xlim=(0, row["steps"]), ylim=(0, 1))
+        figure.supxlabel(f"step ({groups}, seed {seed}; stratified: {rows['stratified', groups, seed]['avg_test_ppl']:.2f}; "
+                         "the number is average test perplexity)", fontsize="small")
+        figure.supylabel("share of windows", fontsize="small")
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small", frameon=False)
+        figure.savefig(folder / f"mixtures-{groups.replace('+', '-')}.png", dpi=130)
+        plt.close(figure)
+        if "sweep" in mine.get("grid", {}) and len(parts) <= 3:
+            landscape(plt, mine, parts, folder / f"landscape-{groups.replace('+', '-')}.png")
+
+def landscape(plt, mine, parts, path):
+    """Average validation loss and perplexity over the simplex, from the sweep, and each method's average mixture."""
+    P, L = (np.array(side) for side in zip(*mine["grid"]["sweep"]))
+    at = {name: np.array(list(row["realised_mixture"].values())) for name, row in mine.items()}
+    at = {name: p for name, p in at.items() if ":" in name or name in ("skillit", "doremi", "doge", "aioli", "horizon")}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, values, unit in ((axes[0], L.mean(1), "loss, nats per token"), (axes[1], np.exp(L).mean(1), "perplexity")):
+        if len(parts) == 2:
+            axis.plot(P[:, 0], values, "o-", color="grey")
+            for j, (name, p) in enumerate(at.items()):
+                axis.plot(p[0], np.interp(p[0], *zip(*sorted(zip(P[:, 0], values)))), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7],
+                          markersize=7, label=name)
+            axis.set(xlabel=f"share of {parts[0]}", ylabel=f"average validation {unit}")
+        else:
+            corner = np.array([[0, 0], [1, 0], [.5, .75 ** .5]])
+            axis.fill(*corner.T, fill=False, edgecolor="grey")
+            dots = axis.scatter(*(P @ corner).T, c=values, cmap="viridis_r", s=120)
+            figure.colorbar(dots, ax=axis, label=f"average validation {unit}")
+            for j, (name, p) in enumerate(at.items()):
+                axis.plot(*(p @ corner), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7], markeredgecolor="white", markersize=8, label=name)
+            for part, (x, y) in zip(parts, corner):
+                axis.annotate(part, (x, y), ha="center", va="bottom" if y else "top")
+            axis.axis("off")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small", frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line: flags are made from Config and from the method's keyword arguments.

@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 
 import aioli
-from aioli import LogLinear, Power, cover, egd, fit_linear_dynamic, fit_log_linear, fit_power_law, solve_static
+from aioli import Forecast, LogLinear, Power, cover, egd, fit_forecast, fit_linear_dynamic, fit_log_linear, fit_power_law, solve_static
 from worlds import Static, differ, drive, history, matrices, mixtures, rng_of, same, seeds, sizes, swapped
 
 torch.set_num_threads(1)                                                      # on a busy machine two threads take 30 times as long
@@ -29,6 +29,12 @@ def a_power_law(seed, m, n=None):
     rng, n = rng_of(seed), n or m
     return Power(rng.uniform(1, 2, n), rng.uniform(.2, .6, n), rng.uniform(.05, .4, (n, m)) + np.eye(n, m),
                  rng.uniform(.3, .9, (n, m)))
+
+
+def a_forecast(seed, m):
+    rng = rng_of(seed)
+    return Forecast(rng.uniform(1, 2, m), rng.uniform(.2, 1, m), rng.uniform(0, 1, m),
+                    rng.uniform(.2, .8) * rng.dirichlet(np.ones(m)))
 
 
 class Straight(NamedTuple):
@@ -83,7 +89,7 @@ def test_a_law_is_its_formula_on_any_array_of_mixtures(m, seed):
             same(law(P)[index], [law.c[i] + value(law, i, P[index]) for i in range(3)])
 
 
-@given(ms, seeds, st.sampled_from([a_law, a_power_law]))
+@given(ms, seeds, st.sampled_from([a_law, a_power_law, a_forecast]))
 def test_a_laws_gradient_is_its_slope(m, seed, make):
     law, rng = make(seed, m), rng_of(seed)
     p, step = .9 * rng.dirichlet(np.ones(m)) + .1 / m, 1e-6
@@ -99,7 +105,7 @@ def test_a_factor_k_is_the_same_number_added_to_a_row_of_t(m, seed, shift):
     same(LogLinear(law.c, law.t + shift)(P) - law.c, np.exp(shift) * (law(P) - law.c))
 
 
-@given(ms, seeds, st.sampled_from([a_law, a_power_law]))
+@given(ms, seeds, st.sampled_from([a_law, a_power_law, a_forecast]))
 def test_a_law_is_convex(m, seed, make):
     """lmo.md D3: k > 0; for the power law, exponents up to 1."""
     law, rng = make(seed, m), rng_of(seed)
@@ -335,3 +341,95 @@ def test_dml_and_power_take_the_optimum_of_the_law_that_they_fit():
         assert np.array_equal(L, [law(p) for p in P])
         same(last.p, solve_static(law, starts=4), rtol=0, atol=1e-6)
         same(last.A, -law.t if method is aioli.dml else -law.gradient(last.p))
+
+
+# ---- forecasts of a run, and the method that plans with them ----
+
+
+def a_run(law, shares, stretch):
+    """What a run shows whose losses follow a Forecast: n, share, losses, after stretches of `stretch` of the run."""
+    n = np.cumsum(np.multiply(shares, stretch), axis=0)                       # (t, m)
+    E = (1 - law.o) * n + law.o * n.sum(1, keepdims=True) * shares
+    return n, np.array(shares), law.c + law.b / np.sqrt(E)
+
+
+@given(ms, seeds)
+def test_a_forecast_is_what_the_run_will_show_at_its_end(m, seed):
+    """Forecast(p) is the law at t = 1 of a run that goes on at p: the two forms of E agree."""
+    law, p = a_forecast(seed, m), rng_of(seed).dirichlet(np.ones(m))
+    left = 1 - law.n.sum()
+    n = np.array([law.n, law.n + left * p])
+    E = (1 - law.o) * n[1] + law.o * n[1].sum() * p
+    same(law(p), law.c + law.b / np.sqrt(E))
+
+
+@pytest.mark.parametrize("at_the_prior, rtol", [(True, 1e-9), (False, 3e-2)])
+@given(m=ms, seed=seeds)
+def test_a_forecast_fitted_to_a_run_that_follows_the_law_foretells_its_end(m, seed, at_the_prior, rtol):
+    """Exactly for o = .3, to 3 % for any o on the grid, once the run has changed its mixture."""
+    rng = rng_of(seed)
+    truth = a_forecast(seed, m)._replace(o=np.full(m, .3) if at_the_prior else rng.integers(0, 11, m) / 10)
+    n, share, L = a_run(truth, [np.full(m, 1 / m)] * 6 + list(rng.dirichlet(np.full(m, 9.), 10)), .03)
+    law, p = fit_forecast(n, share, L), rng.dirichlet(np.full(m, 9.))
+    same(law(p), truth._replace(n=n[-1])(p), rtol=rtol)
+    same(law.n, n[-1])
+
+
+def test_a_forecast_needs_three_validations():
+    with pytest.raises(ValueError, match="raise --wait"):
+        fit_forecast([[.1, .1], [.2, .2]], [[.5, .5]] * 2, [[3., 3.]] * 2)
+
+
+class Run:
+    """A world whose main run follows a Forecast law, with real counts of windows."""
+
+    def __init__(self, law, steps, batch):
+        self.law, self.total, self.n, self.share = law, steps * batch, np.zeros(len(law.c)), np.full(len(law.c), 1.)
+
+    def __call__(self, request):
+        windows = request.steps * self.total * request.p / 1000
+        self.n, share = self.n + windows / self.total, request.p
+        E = (1 - self.law.o) * self.n + self.law.o * self.n.sum() * share
+        return dict(loss=self.law.c + self.law.b / np.sqrt(np.maximum(E, 1e-6)), windows=windows)
+
+
+def horizon_on(law, **settings):
+    h = history(len(law.c))
+    drive(aioli.horizon(h, 1000, **settings), Run(law, 1000, h.batch), h)
+    return h
+
+
+@settings(max_examples=15)
+@given(ms, seeds, st.sampled_from(["loss", "perplexity"]))
+def test_horizon_ends_lower_than_uniform_and_close_to_the_best_fixed_mixture(m, seed, objective):
+    """Where the law holds: at least 80 % of the way, after a start at uniform that cannot be taken back."""
+    truth = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    h = horizon_on(truth, objective=objective)
+    value = lambda L: aioli.weigh(L, objective).mean()
+    best = value(truth(solve_static(truth, objective=objective, floor=.02)))
+    assert value(h.losses()[-1]) - best <= .2 * (value(truth(h.uniform)) - best) + 2e-3
+
+
+@given(ms, seeds, st.floats(.05, 1))
+def test_no_log_share_moves_by_more_than_reach_against_another_but_twice(m, seed, reach):
+    h = horizon_on(a_forecast(seed, m)._replace(n=np.zeros(m)), reach=reach)
+    p = np.log([row.request.p for row in h.trained()])
+    move = np.diff(p, axis=0)
+    assert np.all(np.ptp(move, axis=1) <= 2 * reach + 1e-9)
+
+
+@given(st.integers(2, 5), seeds)
+def test_horizon_stays_uniform_where_all_groups_are_alike_and_until_it_knows_enough(m, seed):
+    law = a_forecast(seed, m)
+    alike = Forecast(*(np.full(m, part[0]) for part in law[:3]), np.zeros(m))
+    same([row.request.p for row in horizon_on(alike).trained()], 1 / m, rtol=1e-4)
+    h = horizon_on(law._replace(n=np.zeros(m)), wait=.4)
+    assert all(np.array_equal(row.request.p, h.uniform) for row in h.trained()[:10])
+
+
+def test_horizon_records_minus_the_laws_gradient_as_its_A_and_the_favoured_group_has_the_larger_column():
+    law = Forecast(np.array([1., 1.]), np.array([.8, .2]), np.full(2, .3), np.zeros(2))
+    h = horizon_on(law)
+    A, p = h.last.request.A, h.last.request.p
+    assert p[0] > .6 and A.shape == (2, 2) and A[0, 1] == A[1, 0] == 0 and np.all(np.diag(A) > 0)
+    assert h.trained()[6].request.p[0] > .5                                   # the first plan already

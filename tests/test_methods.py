@@ -381,7 +381,7 @@ def test_groups_that_may_not_be_trained_on_are_not_and_have_no_column(data, abse
 
 A4 = np.array([[3., .2, -.4, .3], [.1, 2., .5, -.2], [-.2, .3, 1., .4], [.6, -.1, .2, .8]]) * 1e-3
 EXTRA = dict(                                                                 # extra runs, in full lengths, as documented
-    stratified={}, natural={}, grid={f"sweep-{r}": 1 for r in range(9)}, dml={f"sweep-{r}": 1 for r in range(9)},
+    stratified={}, fixed={}, natural={}, horizon={}, grid={f"sweep-{r}": 1 for r in range(9)}, dml={f"sweep-{r}": 1 for r in range(9)},
     power={f"sweep-{r}": 1 for r in range(9)}, skillit={f"only-{g}": 1 for g in NAMES[:4]},
     doremi=dict(reference=1, proxy=1), doge=dict(proxy=1), aioli={}, aioli_static={}, aioli_diagonal={}, aioli_ood={})
 

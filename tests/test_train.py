@@ -282,3 +282,73 @@ def test_help_explains_every_flag(method, capsys):
     inherits = "Settings as aioli" in (aioli.METHODS[method].__doc__ or "")
     texts = {**(train.help_of(aioli.aioli) if inherits else {}), **texts}
     assert all(texts.get(name) for name in [*settings, *(f.name for f in dataclasses.fields(train.Config))])
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def row(name, groups, seed, ppl, loss=3.0, extra=0, wall=10.0, **more):
+    return dict(name=name, groups=groups, seed=seed, avg_test_ppl=ppl, avg_test_loss=loss, extra_steps=extra, steps=100,
+                wall_seconds=wall, **more)
+
+
+def test_intervals_are_students_t():
+    """Quantiles .975 from the tables: 12.706 (1 degree of freedom), 4.303 (2), 2.776 (4), 2.262 (9)."""
+    for n, t in ((2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262)):
+        values = list(range(n))
+        mean, half = train.interval(values)
+        assert mean == np.mean(values) and half == pytest.approx(t * np.std(values, ddof=1) / n ** .5, rel=2e-4)
+    assert np.isnan(train.interval([1.0])[1])
+
+
+def test_the_table_pairs_each_run_with_stratified_of_its_own_seed_and_set():
+    rows = [row("stratified", "a+b", 0, 20.), row("stratified", "a+b", 1, 30.), row("stratified", "c+d", 0, 50.),
+            row("dml", "a+b", 0, 19., extra=900), row("dml", "a+b", 1, 29.2, extra=900, wall=11.0), row("dml", "c+d", 0, 51., extra=900)]
+    text = "\n".join(train.tabulate(rows, ["a+b", "c+d"]))
+    [line, loss] = [line for line in text.splitlines() if line.startswith("| dml")]
+    assert line == "| dml | **-0.90 ± 1.27** | +1.00 | 1 | 0 | 9.0 | 1.00 |".replace("**", "")     # the interval holds 0
+    assert "| stratified | 25.00 | 50.00 |" in text and "+0.0000" in loss
+
+
+def test_the_table_marks_what_is_surely_better_and_compares_with_the_controls():
+    rows = [row("stratified", "a+b", s, 20.) for s in (0, 1)] + [row("aioli", "a+b", s, 18. + s / 50) for s in (0, 1)] \
+        + [row("average of aioli", "a+b", s, 17.) for s in (0, 1)] + [row("grid", "a+b", 0, 19., extra=900), row("stratified x10", "a+b", 0, 15.)]
+    text = "\n".join(train.tabulate(rows, ["a+b"]))
+    lines = [line for line in text.splitlines() if line.startswith(("| aioli", "| grid"))]
+    assert lines[0].startswith("| grid | -1.00 | 1 | 0 |") and lines[1].startswith("| aioli | **-1.99 ± 0.13** | 1 | 1 |")
+    assert any(line.startswith("| aioli | +1.01 ± 0.13 |") for line in lines[2:])          # against its own average mixture
+    assert any(line.startswith("| grid | +4.00 |") for line in lines[2:])                  # against as many steps of uniform
+
+
+def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it_was(texts, tmp_path, capsys):
+    small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "3", "--batch", "2",
+             "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path / "o"), "--groups", "code+law", "--seeds", "1"]
+    assert train.main([*small, "--method", "grid,grid:perplexity"]) == 0
+    said = capsys.readouterr().out
+    assert "3/3" in said and "| grid:perplexity |" in said
+    rows = json.loads((tmp_path / "o" / "compare.json").read_text())["rows"]
+    assert [r["extra_steps"] for r in sorted(rows, key=lambda r: r["name"])] == [27, 27, 0]      # a shared sweep still counts
+    second = (tmp_path / "o" / "code+law" / "grid-perplexity-s0" / "history.jsonl").read_text().splitlines()
+    first = (tmp_path / "o" / "code+law" / "grid-s0" / "history.jsonl").read_text().splitlines()
+    assert second[:9] == first[:9]                                                # its very rows, seconds included
+    assert train.main([*small, "--method", "fixed"]) == 0
+    said = capsys.readouterr().out
+    assert "1/1" in said and "grid " not in said.split("Seeds")[0] and "| grid |" in said
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--method", "dml,aioly"], "did you mean 'aioli'"),
+    (["--method", "stratified:loss,dml"], "no objective"),
+    (["--method", "grid", "--past", "nowhere.jsonl"], "not the history"),
+])
+def test_a_comparison_refuses_what_it_cannot_run(texts, tmp_path, capsys, arguments, says):
+    test_bad_input_gets_one_line_an_exit_code_and_leaves_nothing(texts, tmp_path, capsys, arguments, says, 2)
+
+
+def test_a_setting_named_like_a_flag_of_every_run_is_refused(monkeypatch):
+    def mine(h, steps, seed=3):
+        """My method.  seed: of mine."""
+        yield aioli.Train(h.uniform, steps)
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    with pytest.raises(ValueError, match="'seed' is the name of a flag"):
+        train.parse(["--method", "mine"])
