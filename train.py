@@ -631,6 +631,7 @@ def compare(config):
     for name in names:
         method, _, objective = name.partition(":")
         function = pick("method", method, aioli.METHODS)
+        help_of(function), help_of(Config)                                    # once, before threads want it
         if objective and "objective" not in inspect.signature(function).parameters:
             raise ValueError(f"{name}: {method} has no objective to choose")
     sets = QUICK if config.quick else data.SETS if config.groups == "sets" else [config.groups]
@@ -828,6 +829,7 @@ def landscape(plt, mine, parts, path):
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line: flags are made from Config and from the method's keyword arguments.
 
+@functools.cache                          # also so that only one thread ever parses source, which Python 3.11 needs
 def help_of(function_or_class):
     """{name: help text}: the comment behind a Config field, or 'name: text.' in a method's docstring."""
     if inspect.isclass(function_or_class):

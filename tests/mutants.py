@@ -1,6 +1,6 @@
 """Break aioli.py on purpose, one line at a time, and show that the suite notices every time.
 
-    pytest tests/mutants.py            # minutes: each mutant is a copy of the repository with its own pytest run
+    pytest tests/mutants.py            # half an hour: each mutant is a copy of the repository with its own pytest run
 
 Not part of the default `pytest` (the file name does not start with test_). A mutant is (what is broken, the line as it
 is, the line as it would be); a line that no longer exists in aioli.py fails too, so the list cannot rot.
@@ -74,6 +74,13 @@ MUTANTS = [
     ("a prior is learnt on the main run", "for field in (\"on\", \"against\")", "for field in (\"against\",)"),
     ("a prior is learnt on full-length runs", "p = yield from learn(prior, h, steps // 2)", "p = yield from learn(prior, h, steps)"),
     ("after a prior the method always starts from it", "if restart == \"prior\":", "if True:"),
+    ("a forecast's slope forgets what is kept alive", "per_share = (1 - self.o) * (1 - self.n.sum()) + self.o", "per_share = 1 - self.n.sum()"),
+    ("a forecast's past does not count", "(1 - self.o) * (self.n + (1 - self.n.sum()) * p)", "(1 - self.o) * ((1 - self.n.sum()) * p)"),
+    ("the fit of a forecast counts tokens only", "E = (1 - o) * n + o * n.sum(1, keepdims=True) * share", "E = (1 - 0 * o) * n"),
+    ("horizon plans for the other objective", "plan = solve_static(law, objective=objective, floor=floor)", "plan = solve_static(law, floor=floor)"),
+    ("horizon leaps", "np.clip(np.log(plan / p), -reach, reach)", "np.log(plan / p)"),
+    ("horizon never holds", "held = sum(np.cumsum(parts) <= last * steps)", "held = rounds"),
+    ("horizon does not wait", "if done >= wait * steps:", "if done >= .12 * steps:"),
 ]
 
 

@@ -1,6 +1,6 @@
 """Claims of the static laws: what a fit recovers and what it cannot, and that the solver finds the optimum.
 
-Rows are those of lmo.md section 3.
+Rows are those of section 3 of lmo.md (see test_lmo.py).
 """
 import math
 from typing import NamedTuple
@@ -384,10 +384,10 @@ class Run:
     """A world whose main run follows a Forecast law, with real counts of windows."""
 
     def __init__(self, law, steps, batch):
-        self.law, self.total, self.n, self.share = law, steps * batch, np.zeros(len(law.c)), np.full(len(law.c), 1.)
+        self.law, self.batch, self.total, self.n = law, batch, steps * batch, np.zeros(len(law.c))
 
     def __call__(self, request):
-        windows = request.steps * self.total * request.p / 1000
+        windows = request.steps * self.batch * request.p
         self.n, share = self.n + windows / self.total, request.p
         E = (1 - self.law.o) * self.n + self.law.o * self.n.sum() * share
         return dict(loss=self.law.c + self.law.b / np.sqrt(np.maximum(E, 1e-6)), windows=windows)
@@ -410,6 +410,7 @@ def test_horizon_ends_lower_than_uniform_and_close_to_the_best_fixed_mixture(m, 
     assert value(h.losses()[-1]) - best <= .2 * (value(truth(h.uniform)) - best) + 2e-3
 
 
+@settings(max_examples=10)
 @given(ms, seeds, st.floats(.05, 1))
 def test_no_log_share_moves_by_more_than_reach_against_another_but_twice(m, seed, reach):
     h = horizon_on(a_forecast(seed, m)._replace(n=np.zeros(m)), reach=reach)
@@ -418,6 +419,7 @@ def test_no_log_share_moves_by_more_than_reach_against_another_but_twice(m, seed
     assert np.all(np.ptp(move, axis=1) <= 2 * reach + 1e-9)
 
 
+@settings(max_examples=10)
 @given(st.integers(2, 5), seeds)
 def test_horizon_stays_uniform_where_all_groups_are_alike_and_until_it_knows_enough(m, seed):
     law = a_forecast(seed, m)
@@ -433,3 +435,12 @@ def test_horizon_records_minus_the_laws_gradient_as_its_A_and_the_favoured_group
     A, p = h.last.request.A, h.last.request.p
     assert p[0] > .6 and A.shape == (2, 2) and A[0, 1] == A[1, 0] == 0 and np.all(np.diag(A) > 0)
     assert h.trained()[6].request.p[0] > .5                                   # the first plan already
+
+
+@given(st.integers(100, 2000), st.integers(5, 40), st.floats(.6, 1))
+def test_horizon_validates_in_rounds_until_last_and_then_holds_its_mixture(steps, rounds, last):
+    h = history(2)
+    drive(aioli.horizon(h, steps, rounds=rounds, wait=.5, last=last), Run(a_forecast(1, 2)._replace(n=np.zeros(2)), steps, h.batch), h)
+    asked = [row.request.steps for row in h.trained()]
+    assert asked[:-1] == aioli.split(steps, rounds)[:len(asked) - 1] and sum(asked) == steps
+    assert sum(asked[:-1]) <= last * steps < sum(asked[:-1]) + max(aioli.split(steps, rounds)) + 1

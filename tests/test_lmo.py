@@ -1,7 +1,8 @@
 """Claims of the framework: data-mixing methods are one optimisation problem, and the claims that only look true.
 
 In order: the step that all online methods share; the baselines; then what follows for Skill-It, DoReMi, DoGE and Aioli;
-the reductions between them; last the plausible falsehoods, each with its counter-example. Rows are those of lmo.md.
+the reductions between them; last the plausible falsehoods, each with its counter-example. Names like S1 or A7
+number the identities in the notes behind this suite (lmo.md, not needed to read it: each test states its claim).
 """
 import itertools
 

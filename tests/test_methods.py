@@ -1,7 +1,7 @@
 """Claims of the methods: each is the algorithm of its paper, spends what it says, composes, and resumes anywhere.
 
 The originals are restated here longhand, in plain loops, from the papers and the released code (lmo.md 3 to 6, not
-aioli.py), extras included, and run beside ours through random rounds. Rows are those of lmo.md.
+aioli.py), extras included, and run beside ours through random rounds. Rows are those of lmo.md (see test_lmo.py).
 """
 import functools
 import math
