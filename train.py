@@ -554,7 +554,7 @@ ROWS = ("stratified", "grid", "dml", "power", "skillit", "doremi", "doge", "aiol
         "grid:perplexity", "power:perplexity", "aioli:perplexity", "horizon:perplexity")
 QUICK = ("python+csv", "python+prose")
 NOT_ONE_RUN = ("method", "groups", "seed", "out", "resume", "runs", "holdout", "seeds", "quick", "controls", "jobs", "past",
-               "prior", "first", "restart", "steps")
+               "prior", "first", "restart", "cache")
 
 def scratch_runs(config):
     """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model. Raises ValueError."""
@@ -564,7 +564,7 @@ def scratch_runs(config):
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"--past {config.past} is not the history of a finished run ({error})") from None
     for name, mine in dataclasses.asdict(config).items():
-        if name not in set(NOT_ONE_RUN) - {"groups", "seed", "steps"} and theirs.get(name) != mine:
+        if name not in set(NOT_ONE_RUN) - {"groups", "seed"} and theirs.get(name) != mine:
             raise ValueError(f"--past {config.past} had --{name} {theirs.get(name)}, not {mine}; its runs are not this run's")
     return [row for row in rows if isinstance(row.request, aioli.Train) and row.request.on != "main"]
 
@@ -586,33 +586,43 @@ def jobs_of(names, groups, seed, controls):
 
 SWEEPERS = ("grid", "dml", "power")
 
+def shared_flags(config):
+    """The flags that all runs of a comparison get, where they are not the default."""
+    given = [(f"--{f.name.replace('_', '-')}", getattr(config, f.name)) for f in dataclasses.fields(config)
+             if f.name not in NOT_ONE_RUN and getattr(config, f.name) != f.default]
+    return [str(part) for flag, value in given for part in ([flag] if value is True else [flag, value])]
+
+def settings_of(name):
+    """The settings that METHOD or METHOD:OBJECTIVE runs with in a comparison: one set for all data. Raises ValueError."""
+    method, _, objective = name.partition(":")
+    if objective and "objective" not in inspect.signature(pick("method", method, aioli.METHODS)).parameters:
+        raise ValueError(f"{name}: {method} has no objective to choose")
+    return parse(["--method", method] + (["--objective", objective] if objective else []))[1]
+
 def run_job(config, job, rows, folder):
     """Run one job in a process of its own, unless its result is there already -> its row."""
     out = folder / job.groups / f"{job.name.replace(' ', '-').replace(':', '-')}-s{job.seed}"
     method, _, objective = job.name.partition(":")
-    flags = ["--groups", job.groups, "--seed", job.seed, "--steps", config.steps * job.times, "--out", out]
+    flags = ["--groups", job.groups, "--seed", job.seed, "--out", out, "--cache", config.cache]
     if job.name.startswith("average of "):
         shares = rows[job.needs, job.groups, job.seed]["realised_mixture"].values()
         flags += ["--mixture", "+".join(map(str, shares))]
         method = "fixed"
     elif job.times > 1:
         method = "stratified"
+        config = dataclasses.replace(config, steps=config.steps * job.times)
     elif job.needs and (past := folder / job.groups / f"{job.needs.replace(':', '-')}-s{job.seed}" / "history.jsonl").exists():
         flags += ["--past", past]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name not in NOT_ONE_RUN and value != field.default:
-            flags += ["--" + field.name.replace("_", "-")] + ([] if value is True else [value])
-    flags += ["--method", method] + (["--objective", objective] if objective else [])
-    _, settings = parse(map(str, flags))
-    if not (out / "result.json").exists() or json.loads((out / "result.json").read_text())["settings"] != settings:
+    flags += shared_flags(config) + ["--method", method] + (["--objective", objective] if objective else [])
+    finished, (_, settings) = out / "result.json", parse(map(str, flags))
+    if not finished.exists() or json.loads(finished.read_text())["settings"] != settings:
         flags += ["--resume"] if (out / "checkpoint.pt").exists() else []
         ended = subprocess.run([sys.executable, __file__, *map(str, flags)], capture_output=True, text=True)
         if ended.returncode == 130:
             raise Stop
         if ended.returncode:
             raise ValueError(f"{job.name} on {job.groups}, seed {job.seed}: {ended.stderr.strip().splitlines()[-1]}")
-    result = json.loads((out / "result.json").read_text())
+    result = json.loads(finished.read_text())
     keep = ("steps", "extra_steps", "wall_seconds", "avg_test_ppl", "avg_test_loss", "test_loss", "realised_mixture",
             "mixtures", "settings")
     row = dict(name=job.name, groups=job.groups, seed=job.seed, **{key: result[key] for key in keep})
@@ -628,12 +638,7 @@ def compare(config):
     """
     names = list(ROWS) if config.quick or config.method == "all" else config.method.split(",")
     names = list(dict.fromkeys(["stratified", *names]))
-    for name in names:
-        method, _, objective = name.partition(":")
-        function = pick("method", method, aioli.METHODS)
-        help_of(function), help_of(Config)                                    # once, before threads want it
-        if objective and "objective" not in inspect.signature(function).parameters:
-            raise ValueError(f"{name}: {method} has no objective to choose")
+    settings = {name: settings_of(name) for name in names}
     sets = QUICK if config.quick else data.SETS if config.groups == "sets" else [config.groups]
     folder = Path(config.out or ("out/quick" if config.quick else "out/compare"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -641,7 +646,11 @@ def compare(config):
         data.load(groups, config.data or None, config.encoding, config.cache)          # once, before all want it at once
     path, rows = folder / "compare.json", {}
     if path.exists():
-        rows = {(row["name"], row["groups"], row["seed"]): row for row in json.loads(path.read_text())["rows"]}
+        saved = json.loads(path.read_text())
+        if saved["flags"] != shared_flags(config):
+            raise ValueError(f"{path} was made with the flags {' '.join(saved['flags']) or '(none)'}; use another --out")
+        rows = {(row["name"], row["groups"], row["seed"]): row for row in saved["rows"]
+                if settings.get(row["name"], row["settings"]) == row["settings"]}          # the others are run again
     cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
     run_all(config, [job for cell in cells for job in jobs_of(names, *cell, config.controls)], rows, folder)
     if config.controls:
@@ -651,7 +660,7 @@ def compare(config):
     tables = "\n\n".join(tabulate(rows.values(), sets))
     write(folder / "compare.md", tables + "\n")
     print("\n" + tables + f"\n\nwritten to {folder}")
-    compare_pictures(rows, names, sets, folder)
+    compare_pictures(rows, sets, folder)
     return rows
 
 def run_all(config, jobs, rows, folder):
@@ -662,20 +671,21 @@ def run_all(config, jobs, rows, folder):
     def work(job):
         if (job.needs, *job[1:3]) in futures:
             futures[job.needs, job.groups, job.seed].result()
-        return run_job(config, job, rows, folder)
+        rows[job[:3]] = run_job(config, job, rows, folder)
+        return rows[job[:3]]
 
     with ThreadPoolExecutor(config.jobs or os.cpu_count()) as pool:
-        futures.update({job[:3]: pool.submit(work, job) for job in todo})
+        for job in todo:
+            futures[job[:3]] = pool.submit(work, job)
         try:
             for future in as_completed(futures.values()):
                 ended += 1
                 try:
                     row = future.result()
-                except (ValueError, KeyError) as error:
+                except ValueError as error:
                     failed.append(str(error))
                     continue
-                rows[row["name"], row["groups"], row["seed"]] = row
-                write(folder / "compare.json", json.dumps(dict(versions=versions(), rows=list(rows.values()))))
+                write(folder / "compare.json", json.dumps(dict(flags=shared_flags(config), versions=versions(), rows=list(rows.values()))))
                 spent = time.perf_counter() - began
                 print(f"{ended:>4}/{len(todo)}  {row['name']:<22}{row['groups']:<18} seed {row['seed']}  perplexity "
                       f"{row['avg_test_ppl']:7.3f}  {spent / 60:5.1f} min, about {spent / ended * (len(todo) - ended) / 60:.0f} left",
@@ -746,12 +756,12 @@ def tabulate(rows, sets):
                       [name for name in real if any(n == name and r["extra_steps"] for (n, _, _), r in at.items())], budget)]
     return [part for part in out if part.count("\n") != 1]
 
-def compare_pictures(rows, names, sets, folder):
+def compare_pictures(rows, sets, folder):
     """table.png: differences and intervals; mixtures-SET.png: every method's mixture over training, first seed;
     landscape-SET.png: the sweep's losses, and where each method's average mixture lies (two or three groups)."""
     if (plt := pyplot()) is None:
         return
-    names = [name for name in names if name != "stratified"]
+    names = [name for name in ROWS[1:] if any(name == other for other, _, _ in rows)]
 
     figure, axes = plt.subplots(1, len(sets), figsize=(1.2 + 1.7 * len(sets), 1 + .28 * len(names)), sharey=True,
                                 layout="constrained", squeeze=False)
@@ -829,7 +839,7 @@ def landscape(plt, mine, parts, path):
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line: flags are made from Config and from the method's keyword arguments.
 
-@functools.cache                          # also so that only one thread ever parses source, which Python 3.11 needs
+@functools.cache                              # parsed once, before there are threads: Python 3.11's ast is not for two
 def help_of(function_or_class):
     """{name: help text}: the comment behind a Config field, or 'name: text.' in a method's docstring."""
     if inspect.isclass(function_or_class):
