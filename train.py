@@ -654,7 +654,7 @@ def compare(config):
     cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
     run_all(config, [job for cell in cells for job in jobs_of(names, *cell, config.controls)], rows, folder)
     if config.controls:
-        budgets = {(r["groups"], r["seed"], round(1 + r["extra_steps"] / r["steps"])) for r in rows.values()}
+        budgets = {(r["groups"], r["seed"], round(1 + r["extra_steps"] / r["steps"])) for r in rows.values() if r["name"] in names}
         run_all(config, [Job(f"stratified x{k}", groups, seed, times=k) for groups, seed, k in sorted(budgets) if k > 1
                          and (groups, seed) in cells], rows, folder)
     tables = "\n\n".join(tabulate(rows.values(), sets))
