@@ -725,14 +725,15 @@ def tabulate(rows, sets):
         return f"**{text}**" if cell[0] + cell[1] < 0 else text
 
     def table(title, key, digits, rows, against=lambda row: "stratified"):
-        lines = [f"| {title} | {' | '.join(sets)} | better | surely | extra runs | time |", "|---" * (len(sets) + 5) + "|"]
+        lines = [f"| {title} | {' | '.join(sets)} | better | surely | extra runs | time | seeds |", "|---" * (len(sets) + 6) + "|"]
         for name in rows:
             found = list(cells(name, key, against))
             mine = [row for (n, g, _), row in at.items() if n == name and g in sets]
             if not any(found):
                 continue
             if name == "stratified":
-                shown = [f"{np.mean([row[key] for row in mine if row['groups'] == g]):.{digits}f}" for g in sets]
+                level = [[row[key] for row in mine if row["groups"] == g] for g in sets]
+                shown = [f"{np.mean(values):.{digits}f}" if values else "" for values in level]
                 counts = ["", ""]
             else:
                 shown = [show(cell, digits) for cell in found]
@@ -740,11 +741,11 @@ def tabulate(rows, sets):
             extra = np.mean([row["extra_steps"] / row["steps"] for row in mine])
             ratio = np.median([row["wall_seconds"] / at["stratified", row["groups"], row["seed"]]["wall_seconds"]
                                for row in mine if ("stratified", row["groups"], row["seed"]) in at])
-            lines.append(f"| {name} | {' | '.join(shown)} | {counts[0]} | {counts[1]} | {extra:.1f} | {ratio:.2f} |")
+            lines.append(f"| {name} | {' | '.join(shown)} | {counts[0]} | {counts[1]} | {extra:.1f} | {ratio:.2f} | "
+                         f"{len({row['seed'] for row in mine})} |")
         return "\n".join(lines)
 
-    seeds = sorted({seed for _, g, seed in at if g in sets})
-    head = f"Seeds {', '.join(map(str, seeds))}: differences to stratified of the same seed, ± 95 % t-interval, bold if all of it is below 0."
+    head = "Differences to stratified of the same seed, ± 95 % t-interval over seeds, bold if all of it is below 0; time: wall, stratified = 1."
     real = [name for name in names if " " not in name]
     out = [head, table("average test perplexity", "avg_test_ppl", 2, real), table("average test loss", "avg_test_loss", 4, real)]
     if len(real) < len(names):

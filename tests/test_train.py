@@ -306,7 +306,7 @@ def test_the_table_pairs_each_run_with_stratified_of_its_own_seed_and_set():
             row("dml", "a+b", 0, 19., extra=900), row("dml", "a+b", 1, 29.2, extra=900, wall=11.0), row("dml", "c+d", 0, 51., extra=900)]
     text = "\n".join(train.tabulate(rows, ["a+b", "c+d"]))
     [line, loss] = [line for line in text.splitlines() if line.startswith("| dml")]
-    assert line == "| dml | **-0.90 ± 1.27** | +1.00 | 1 | 0 | 9.0 | 1.00 |".replace("**", "")     # the interval holds 0
+    assert line == "| dml | **-0.90 ± 1.27** | +1.00 | 1 | 0 | 9.0 | 1.00 | 2 |".replace("**", "")     # the interval holds 0
     assert "| stratified | 25.00 | 50.00 |" in text and "+0.0000" in loss
 
 
@@ -333,7 +333,7 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
     assert second[:9] == first[:9]                                                # its very rows, seconds included
     assert train.main([*small, "--method", "fixed"]) == 0
     said = capsys.readouterr().out
-    assert "1/1" in said and "grid " not in said.split("Seeds")[0] and "| grid |" in said
+    assert "1/1" in said and "grid " not in said.split("Differences")[0] and "| grid |" in said
 
 
 @pytest.mark.parametrize("arguments, says", [
