@@ -633,7 +633,7 @@ def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
     start = (np.arange(h.m) != i) / (h.m - 1)
     yield from adjust(h, steps, rounds, eta, start=start, rows=[i], f=f, sweeps=sweeps, probe=probe)
 
-def horizon(h, steps, rounds=25, wait=.16, last=.6, reach=.5, floor=.02, objective="loss"):
+def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objective="loss"):
     """Ours, in the same frame: what the whole rest of the run does for each loss, forecast and minimised each round.
 
     Aioli's A is what the next few steps do, and much of that is recency: a group helps itself, and it is soon forgotten.
