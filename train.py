@@ -553,7 +553,7 @@ def train(config, settings, corpus=None):
 ROWS = ("stratified", "grid", "dml", "power", "skillit", "doremi", "doge", "aioli", "horizon",
         "grid:perplexity", "power:perplexity", "aioli:perplexity", "horizon:perplexity")
 QUICK = ("python+csv", "python+prose")
-NOT_ONE_RUN = ("method", "groups", "seed", "out", "resume", "runs", "holdout", "seeds", "quick", "controls", "jobs", "past",
+NOT_SHARED = ("method", "groups", "seed", "out", "resume", "runs", "holdout", "seeds", "quick", "controls", "jobs", "past",
                "prior", "first", "restart", "cache")
 
 def scratch_runs(config):
@@ -564,7 +564,7 @@ def scratch_runs(config):
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"--past {config.past} is not the history of a finished run ({error})") from None
     for name, mine in dataclasses.asdict(config).items():
-        if name not in set(NOT_ONE_RUN) - {"groups", "seed"} and theirs.get(name) != mine:
+        if name not in set(NOT_SHARED) - {"groups", "seed"} and theirs.get(name) != mine:
             raise ValueError(f"--past {config.past} had --{name} {theirs.get(name)}, not {mine}; its runs are not this run's")
     return [row for row in rows if isinstance(row.request, aioli.Train) and row.request.on != "main"]
 
@@ -573,51 +573,47 @@ class Job(NamedTuple):
     name: str
     groups: str
     seed: int
+    flags: tuple                  # what it has beside the flags that all runs share
     needs: str = ""               # the job, of the same data set and seed, that has to be finished first
-    times: int = 1                # length of the main run, in --steps
 
-def jobs_of(names, groups, seed, controls):
-    """The runs of one data set and seed, dear ones first. All methods that start with a sweep share one."""
-    swept = [name for name in names if name.split(":")[0] in SWEEPERS]
-    order = swept[:1] + [name for name in names if name not in swept] + swept[1:]
-    jobs = [Job(name, groups, seed, swept[0] if name in swept[1:] else "") for name in order]
-    moving = [name for name in names if name.split(":")[0] in ("skillit", "aioli", "horizon")] if controls else []
-    return jobs + [Job(f"average of {name}", groups, seed, name) for name in moving]
-
-SWEEPERS = ("grid", "dml", "power")
+def method_flags(config, settings, name):
+    """The flags of METHOD or METHOD:OBJECTIVE, the same for all data; only --method alone has settings of its own."""
+    method, _, objective = name.partition(":")
+    parameters = inspect.signature(pick("method", method, aioli.METHODS)).parameters
+    if objective and "objective" not in parameters:
+        raise ValueError(f"{name}: {method} has no objective to choose")
+    own = [str(part) for key, value in settings.items() if name == config.method and value != parameters[key].default
+           for part in (f"--{key.replace('_', '-')}", value)]
+    return ("--method", method, *own, *(["--objective", objective] if objective else []))
 
 def shared_flags(config):
     """The flags that all runs of a comparison get, where they are not the default."""
     given = [(f"--{f.name.replace('_', '-')}", getattr(config, f.name)) for f in dataclasses.fields(config)
-             if f.name not in NOT_ONE_RUN and getattr(config, f.name) != f.default]
+             if f.name not in NOT_SHARED and getattr(config, f.name) != f.default]
     return [str(part) for flag, value in given for part in ([flag] if value is True else [flag, value])]
 
-def settings_of(name):
-    """The settings that METHOD or METHOD:OBJECTIVE runs with in a comparison: one set for all data. Raises ValueError."""
-    method, _, objective = name.partition(":")
-    if objective and "objective" not in inspect.signature(pick("method", method, aioli.METHODS)).parameters:
-        raise ValueError(f"{name}: {method} has no objective to choose")
-    return parse(["--method", method] + (["--objective", objective] if objective else []))[1]
+def jobs_of(flags, groups, seed, controls):
+    """The runs of one data set and seed, dear ones first; flags: {name: its flags}. All that start with a sweep share one."""
+    swept = [name for name in flags if name.split(":")[0] in ("grid", "dml", "power")]
+    order = swept[:1] + [name for name in flags if name not in swept] + swept[1:]
+    jobs = [Job(name, groups, seed, flags[name], swept[0] if name in swept[1:] else "") for name in order]
+    moving = [name for name in flags if name.split(":")[0] in ("skillit", "aioli", "horizon")] if controls else []
+    return jobs + [Job(f"average of {name}", groups, seed, ("--method", "fixed"), name) for name in moving]
 
 def run_job(config, job, rows, folder):
     """Run one job in a process of its own, unless its result is there already -> its row."""
-    out = folder / job.groups / f"{job.name.replace(' ', '-').replace(':', '-')}-s{job.seed}"
-    method, _, objective = job.name.partition(":")
-    flags = ["--groups", job.groups, "--seed", job.seed, "--out", out, "--cache", config.cache]
+    home = lambda name: folder / job.groups / f"{name.replace(' ', '-').replace(':', '-')}-s{job.seed}"
+    out, past = home(job.name), home(job.needs) / "history.jsonl"
+    flags = ["--groups", job.groups, "--seed", str(job.seed), "--out", str(out), "--cache", config.cache, *shared_flags(config),
+             *job.flags]
     if job.name.startswith("average of "):
-        shares = rows[job.needs, job.groups, job.seed]["realised_mixture"].values()
-        flags += ["--mixture", "+".join(map(str, shares))]
-        method = "fixed"
-    elif job.times > 1:
-        method = "stratified"
-        config = dataclasses.replace(config, steps=config.steps * job.times)
-    elif job.needs and (past := folder / job.groups / f"{job.needs.replace(':', '-')}-s{job.seed}" / "history.jsonl").exists():
-        flags += ["--past", past]
-    flags += shared_flags(config) + ["--method", method] + (["--objective", objective] if objective else [])
-    finished, (_, settings) = out / "result.json", parse(map(str, flags))
+        flags += ["--mixture", "+".join(map(str, rows[job.needs, job.groups, job.seed]["realised_mixture"].values()))]
+    elif job.needs and past.exists():
+        flags += ["--past", str(past)]
+    finished, (_, settings) = out / "result.json", parse(flags)
     if not finished.exists() or json.loads(finished.read_text())["settings"] != settings:
         flags += ["--resume"] if (out / "checkpoint.pt").exists() else []
-        ended = subprocess.run([sys.executable, __file__, *map(str, flags)], capture_output=True, text=True)
+        ended = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
         if ended.returncode == 130:
             raise Stop
         if ended.returncode:
@@ -631,14 +627,15 @@ def run_job(config, job, rows, folder):
         row["sweep"] = [[r.request.p.tolist(), r.reply.tolist()] for r in told if r.request.on != "main"]
     return row
 
-def compare(config):
+def compare(config, settings):
     """Run what is missing of the comparison, print it as Markdown tables, and keep it in compare.json -> its rows.
 
     Any number of interruptions repeat no finished run: a row is in compare.json as soon as its run has ended.
     """
     names = list(ROWS) if config.quick or config.method == "all" else config.method.split(",")
     names = list(dict.fromkeys(["stratified", *names]))
-    settings = {name: settings_of(name) for name in names}
+    flags = {name: method_flags(config, settings, name) for name in names}
+    settings = {name: parse(flags[name])[1] for name in names}
     sets = QUICK if config.quick else data.SETS if config.groups == "sets" else [config.groups]
     folder = Path(config.out or ("out/quick" if config.quick else "out/compare"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -652,11 +649,12 @@ def compare(config):
         rows = {(row["name"], row["groups"], row["seed"]): row for row in saved["rows"]
                 if settings.get(row["name"], row["settings"]) == row["settings"]}          # the others are run again
     cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
-    run_all(config, [job for cell in cells for job in jobs_of(names, *cell, config.controls)], rows, folder)
+    run_all(config, [job for cell in cells for job in jobs_of(flags, *cell, config.controls)], rows, folder)
     if config.controls:
         budgets = {(r["groups"], r["seed"], round(1 + r["extra_steps"] / r["steps"])) for r in rows.values() if r["name"] in names}
-        run_all(config, [Job(f"stratified x{k}", groups, seed, times=k) for groups, seed, k in sorted(budgets) if k > 1
-                         and (groups, seed) in cells], rows, folder)
+        longer = {k: ("--method", "stratified", "--steps", str(k * config.steps)) for _, _, k in budgets if k > 1}
+        run_all(config, [Job(f"stratified x{k}", groups, seed, longer[k]) for groups, seed, k in sorted(budgets)
+                         if k in longer and (groups, seed) in cells], rows, folder)
     tables = "\n\n".join(tabulate(rows.values(), sets))
     write(folder / "compare.md", tables + "\n")
     print("\n" + tables + f"\n\nwritten to {folder}")
@@ -764,7 +762,7 @@ def compare_pictures(rows, sets, folder):
         return
     names = [name for name in ROWS[1:] if any(name == other for other, _, _ in rows)]
 
-    figure, axes = plt.subplots(1, len(sets), figsize=(1.2 + 1.7 * len(sets), 1 + .28 * len(names)), sharey=True,
+    figure, axes = plt.subplots(1, len(sets), figsize=(max(7, 1.2 + 1.7 * len(sets)), 1 + .28 * len(names)), sharey=True,
                                 layout="constrained", squeeze=False)
     for axis, groups in zip(axes[0], sets):
         for y, name in enumerate(reversed(names)):
@@ -819,8 +817,8 @@ def landscape(plt, mine, parts, path):
     for axis, values, unit in ((axes[0], L.mean(1), "loss, nats per token"), (axes[1], np.exp(L).mean(1), "perplexity")):
         if len(parts) == 2:
             axis.plot(P[:, 0], values, "o-", color="grey")
-            for j, (name, p) in enumerate(at.items()):
-                axis.plot(p[0], np.interp(p[0], *zip(*sorted(zip(P[:, 0], values)))), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7],
+            for j, (name, p) in enumerate(at.items()):                        # beyond the sweep nothing is known: no mark
+                axis.plot(p[0], np.interp(p[0], *zip(*sorted(zip(P[:, 0], values))), np.nan, np.nan), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7],
                           markersize=7, label=name)
             axis.set(xlabel=f"share of {parts[0]}", ylabel=f"average validation {unit}")
         else:
@@ -893,7 +891,7 @@ def main(argv=None):
     try:
         config, settings = parse(sys.argv[1:] if argv is None else argv)
         if many(config.method) or config.seeds or config.quick:
-            compare(config)
+            compare(config, settings)
         else:
             train(config, settings)
     except (ValueError, OSError) as error:
