@@ -538,6 +538,7 @@ def train(config, settings, corpus=None):
     finally:
         torch.set_flush_denormal(False)                                       # the rest of the process keeps IEEE arithmetic
         signal.signal(signal.SIGINT, before)
+    wall += sum(row.seconds for row in known if any(row is other for other in history.rows))   # what was taken over cost, too
     result = summarise(config, settings, trainer, history, wall + time.perf_counter() - began)
     write(out / "history.jsonl", history_lines(history)[1])
     write(out / "result.json", json.dumps(result, indent=1))

@@ -331,6 +331,8 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
     second = (tmp_path / "o" / "code+law" / "grid-perplexity-s0" / "history.jsonl").read_text().splitlines()
     first = (tmp_path / "o" / "code+law" / "grid-s0" / "history.jsonl").read_text().splitlines()
     assert second[:9] == first[:9]                                                # its very rows, seconds included
+    wall = json.loads((tmp_path / "o" / "code+law" / "grid-perplexity-s0" / "result.json").read_text())["wall_seconds"]
+    assert wall > sum(json.loads(line)["seconds"] for line in first[:9])          # and what they cost
     assert train.main([*small, "--method", "fixed"]) == 0
     said = capsys.readouterr().out
     assert "1/1" in said and "grid " not in said.split("Differences")[0] and "| grid |" in said
