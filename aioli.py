@@ -20,7 +20,7 @@ order. The training loop is elsewhere (train.py, or yours); this file needs nump
 generator in place and takes what it returns.
 
 How to read it: requests and History, `egd` (the step all online methods share), the laws, then the methods from
-`stratified` to `aioli`; each differs from the one before in how it gets A. Notation, everywhere:
+`stratified` to `aioli`, each differing from the one before in how it gets A; `horizon`, the last, is ours. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -170,6 +170,8 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, steps
     the start does not matter; `starts` > 1 adds one near each corner for laws that are not. floor: least share.
     """
     m = law[-1].shape[-1]
+    if floor * m >= 1:
+        raise ValueError(f"a floor of {floor} leaves {m} groups nothing to choose; lower it below 1/{m}")
     w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
 
     def value(p):
@@ -648,11 +650,12 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     """
     weigh(0, objective)
     p, A, parts = h.uniform, None, split(steps, rounds)
+    total = steps * h.batch + sum(row.windows.sum() for row in h.trained())   # with a prior, some of the run is over
     held = sum(np.cumsum(parts) <= last * steps)
     for done, n in zip(np.cumsum(parts), parts[:held]):
         yield Train(p, n)
         if done >= wait * steps:
-            seen = h.windows() / (steps * h.batch)                            # (t, m)
+            seen = h.windows() / total                                        # (t, m)
             ready = seen.sum(1) > .08 - 1e-9                                  # before, the rate is warming up
             law = fit_forecast(seen[ready], np.array([row.share for row in h.trained()])[ready], h.losses()[ready])
             plan = solve_static(law, objective=objective, floor=floor)

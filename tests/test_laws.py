@@ -444,3 +444,23 @@ def test_horizon_validates_in_rounds_until_last_and_then_holds_its_mixture(steps
     asked = [row.request.steps for row in h.trained()]
     assert asked[:-1] == aioli.split(steps, rounds)[:len(asked) - 1] and sum(asked) == steps
     assert sum(asked[:-1]) <= last * steps < sum(asked[:-1]) + max(aioli.split(steps, rounds)) + 1
+
+
+def test_after_a_prior_horizon_counts_what_the_run_has_seen_before_it():
+    law = Forecast(np.array([1., 1.]), np.array([.8, .2]), np.full(2, .3), np.zeros(2))
+    h, world = history(2), Run(law, 1000, 8)
+
+    def two_to_one(h, steps):
+        yield aioli.Train(np.array([1 / 3, 2 / 3]), steps)
+    drive(aioli.with_prior(h, 1000, aioli.horizon, two_to_one), world, h)
+    told = [(row.windows, row.share, row.reply) for row in h.trained()][:1 + int(.4 * 25)]
+    n, share, L = (np.array(part) for part in zip(*told))
+    law = fit_forecast(n.cumsum(0) / 8000, share, L)                          # shares of the whole run, prior and all
+    plan = solve_static(law, floor=.02)
+    assert law.n.sum() == pytest.approx(.5 + .5 * .4) and plan[0] > .6
+    same(h.last.request.p, plan, rtol=0, atol=.02)
+
+
+def test_a_floor_must_leave_a_choice():
+    with pytest.raises(ValueError, match="lower it below 1/3"):
+        solve_static(a_law(0, 3), floor=.4)
