@@ -27,13 +27,13 @@ MUTANTS = [
     ("normalise divides nothing by nothing", "if A.sum() > 0 else np.zeros_like(A)", "if True else np.zeros_like(A)"),
     ("A comes out transposed", "np.asarray(drops, float), rcond=None)[0].T", "np.asarray(drops, float), rcond=None)[0]"),
     ("too few mixtures are accepted", "if np.linalg.matrix_rank(P) < P.shape[1]:", "if False:"),
-    ("the static solver ignores the weights", "return w @ (np.exp(L) if", "return 0 * w @ L + np.sum(np.exp(L) if"),
+    ("the static solver ignores the weights", "return w @ weigh(law(p), objective)", "return np.sum(weigh(law(p), objective))"),
     ("the static solver ascends", "-slope, eta)", "slope, eta)"),
     ("the log-linear gradient keeps the floor", "return self.t * (self(p) - self.c)[:, None]", "return self.t * self(p)[:, None]"),
     ("the power law forgets its exponents' factor", "return -self.a * self.g * p", "return -self.a * p"),
     ("fits keep the worst start", "better = error < best_error", "better = (error > best_error) | np.isinf(best_error)"),
     ("natural weighs by rank of size", "egd(h.uniform, np.log(h.sizes), alpha)", "egd(h.uniform, h.sizes / h.sizes.sum(), alpha)"),
-    ("grid keeps the worst", "P[L.mean(1).argmin()]", "P[L.mean(1).argmax()]"),
+    ("grid keeps the worst", ".mean(1).argmin()]", ".mean(1).argmax()]"),
     ("dml reports A with the wrong sign", "steps, A=-law.t)", "steps, A=law.t)"),
     ("Skill-It's graph is transposed", "G[:, j] = (before - after) / before", "G[j, :] = (before - after) / before"),
     ("Skill-It's graph is absolute", "G[:, j] = (before - after) / before", "G[:, j] = before - after"),
@@ -80,6 +80,7 @@ MUTANTS = [
     ("horizon plans for the other objective", "plan = solve_static(law, objective=objective, floor=floor)", "plan = solve_static(law, floor=floor)"),
     ("horizon leaps", "np.clip(np.log(plan / p), -reach, reach)", "np.log(plan / p)"),
     ("horizon never holds", "held = sum(np.cumsum(parts) <= last * steps)", "held = rounds"),
+    ("horizon forgets that a prior came first", "total = steps * h.batch + sum(row.windows.sum() for row in h.trained())", "total = steps * h.batch"),
     ("horizon does not wait", "if done >= wait * steps:", "if done >= .12 * steps:"),
 ]
 

@@ -447,7 +447,7 @@ def test_horizon_validates_in_rounds_until_last_and_then_holds_its_mixture(steps
 
 
 def test_after_a_prior_horizon_counts_what_the_run_has_seen_before_it():
-    law = Forecast(np.array([1., 1.]), np.array([.8, .2]), np.full(2, .3), np.zeros(2))
+    law = Forecast(np.array([1., 1.]), np.array([.5, .4]), np.full(2, .3), np.zeros(2))
     h, world = history(2), Run(law, 1000, 8)
 
     def two_to_one(h, steps):
@@ -457,7 +457,7 @@ def test_after_a_prior_horizon_counts_what_the_run_has_seen_before_it():
     n, share, L = (np.array(part) for part in zip(*told))
     law = fit_forecast(n.cumsum(0) / 8000, share, L)                          # shares of the whole run, prior and all
     plan = solve_static(law, floor=.02)
-    assert law.n.sum() == pytest.approx(.5 + .5 * .4) and plan[0] > .6
+    assert law.n.sum() == pytest.approx(.5 + .5 * .4) and .5 < plan[0] < .9
     same(h.last.request.p, plan, rtol=0, atol=.02)
 
 
