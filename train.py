@@ -885,7 +885,7 @@ def parse(argv):
 
 def many(method):
     """Whether --method asks for a comparison."""
-    return "," in method or method == "all"
+    return "," in method or ":" in method or method == "all"
 
 def main(argv=None):
     """Exit code 0, 2 for bad input, 1 for a machine that refuses, 130 after Ctrl-C; never a traceback for these."""

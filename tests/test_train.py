@@ -341,6 +341,7 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
 @pytest.mark.parametrize("arguments, says", [
     (["--method", "dml,aioly"], "did you mean 'aioli'"),
     (["--method", "stratified:loss,dml"], "no objective"),
+    (["--method", "doge:perplexity"], "no objective"),
     (["--method", "grid", "--past", "nowhere.jsonl"], "not the history"),
 ])
 def test_a_comparison_refuses_what_it_cannot_run(texts, tmp_path, capsys, arguments, says):
