@@ -686,7 +686,7 @@ def run_all(config, jobs, rows, folder):
                     continue
                 write(folder / "compare.json", json.dumps(dict(flags=shared_flags(config), versions=versions(), rows=list(rows.values()))))
                 spent = time.perf_counter() - began
-                print(f"{ended:>4}/{len(todo)}  {row['name']:<22}{row['groups']:<18} seed {row['seed']}  perplexity "
+                print(f"{ended:>4}/{len(todo)}  {row['name']:<30}{row['groups']:<18} seed {row['seed']}  perplexity "
                       f"{row['avg_test_ppl']:7.3f}  {spent / 60:5.1f} min, about {spent / ended * (len(todo) - ended) / 60:.0f} left",
                       flush=True)
         except (KeyboardInterrupt, Stop):
