@@ -689,16 +689,20 @@ def learn(method, h, steps):
 
 def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings):
     """`method` on top of `prior`: learn a mixture on half-length runs, train on it for the share `first` of the main
-    run, then let `method` adjust. restart="uniform": its first p is uniform (the paper); "prior": it is the mixture.
+    run (1: all of it), then let `method` adjust. restart="uniform": its first p is uniform (the paper); "prior": it is
+    the mixture. Raises ValueError.
     """
     if restart not in ("uniform", "prior"):
         raise ValueError(f"restart {restart!r} is neither uniform nor prior")
+    if not 0 <= first <= 1:
+        raise ValueError(f"first {first} is not a share of the run, 0 to 1")
     p = yield from learn(prior, h, steps // 2)
     n = round(first * steps)
     yield Train(p, n)
     if restart == "prior":
         settings["start"] = p
-    yield from method(h, steps - n, **settings)
+    if n < steps:
+        yield from method(h, steps - n, **settings)
 
 METHODS = {f.__name__: f for f in (stratified, fixed, natural, grid, dml, power, skillit, doremi, doge, aioli, aioli_static,
                                    aioli_diagonal, aioli_ood, horizon)}

@@ -55,7 +55,7 @@ class Config:
     jobs: int = 0                 # with a comparison: runs side by side; 0: as many as there are cores
     past: str = ""                # history.jsonl of a run with the same seed: take its scratch runs instead of repeating
     # composition
-    prior: str = ""               # learn a mixture with this method on half-length runs and start from it
+    prior: str = ""               # learn a mixture with this method on half-length runs and start from it; or a mixture
     first: float = 0.5            # with --prior: share of the main run trained on its mixture
     restart: str = "uniform"      # with --prior: where the method then starts, uniform (as the paper) or prior
     # model and optimiser
@@ -488,8 +488,8 @@ def program(config, settings, history):
         return method(history, config.steps)
     if config.restart == "prior" and "start" not in inspect.signature(method).parameters:
         raise ValueError(f"--restart prior: {config.method} always starts from uniform; use --restart uniform or aioli")
-    return aioli.with_prior(history, config.steps, method, pick("method", config.prior, aioli.METHODS),
-                            config.first, config.restart)
+    prior = functools.partial(aioli.fixed, mixture=config.prior) if "+" in config.prior else pick("prior", config.prior, aioli.METHODS)
+    return aioli.with_prior(history, config.steps, method, prior, config.first, config.restart)
 
 def train(config, settings, corpus=None):
     """One run from text to result.json -> the result. Raises ValueError for bad input, Stop on Ctrl-C."""
@@ -555,7 +555,8 @@ ROWS = ("stratified", "grid", "dml", "power", "skillit", "doremi", "doge", "aiol
         "grid:perplexity", "power:perplexity", "aioli:perplexity", "horizon:perplexity")
 QUICK = ("python+csv", "python+prose")
 NOT_SHARED = ("method", "groups", "seed", "out", "resume", "runs", "holdout", "seeds", "quick", "controls", "jobs", "past",
-               "prior", "first", "restart", "cache")
+              "prior", "cache")
+PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
 
 def scratch_runs(config):
     """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model. Raises ValueError."""
@@ -570,7 +571,8 @@ def scratch_runs(config):
     return [row for row in rows if isinstance(row.request, aioli.Train) and row.request.on != "main"]
 
 class Job(NamedTuple):
-    """One run of the comparison; `name` is its row in the table: METHOD, METHOD:OBJECTIVE or a control."""
+    """One run of the comparison. `name` is its row in the table: METHOD or METHOD:OBJECTIVE, alone or "after PRIOR";
+    "half PRIOR", that prior's mixture for the whole run; or a control, "average of METHOD" or "stratified xK"."""
     name: str
     groups: str
     seed: int
@@ -578,8 +580,10 @@ class Job(NamedTuple):
     needs: str = ""               # the job, of the same data set and seed, that has to be finished first
 
 def method_flags(config, settings, name):
-    """The flags of METHOD or METHOD:OBJECTIVE, the same for all data; only --method alone has settings of its own."""
-    method, _, objective = name.partition(":")
+    """The flags of a row, the same for all data; only --method alone has settings of its own."""
+    if name.startswith("half "):
+        return "--method", "fixed", "--prior", name.removeprefix("half "), "--first", "1"
+    method, _, objective = name.partition(" after ")[0].partition(":")
     parameters = inspect.signature(pick("method", method, aioli.METHODS)).parameters
     if objective and "objective" not in parameters:
         raise ValueError(f"{name}: {method} has no objective to choose")
@@ -595,9 +599,11 @@ def shared_flags(config):
 
 def jobs_of(flags, groups, seed, controls):
     """The runs of one data set and seed, dear ones first; flags: {name: its flags}. All that start with a sweep share one."""
-    swept = [name for name in flags if name.split(":")[0] in ("grid", "dml", "power")]
-    order = swept[:1] + [name for name in flags if name not in swept] + swept[1:]
-    jobs = [Job(name, groups, seed, flags[name], swept[0] if name in swept[1:] else "") for name in order]
+    swept = [name for name in flags if name.removeprefix("half ").split(":")[0] in ("grid", "dml", "power")]
+    after = {name: f"half {name.split(' after ')[1]}" for name in flags if " after " in name}
+    order = swept[:1] + [name for name in flags if name not in swept and name not in after] + swept[1:] + list(after)
+    needs = dict.fromkeys(swept[1:], swept[0] if swept else "") | after
+    jobs = [Job(name, groups, seed, flags[name], needs.get(name, "")) for name in order]
     moving = [name for name in flags if name.split(":")[0] in ("skillit", "aioli", "horizon")] if controls else []
     return jobs + [Job(f"average of {name}", groups, seed, ("--method", "fixed"), name) for name in moving]
 
@@ -607,8 +613,11 @@ def run_job(config, job, rows, folder):
     out, past = home(job.name), home(job.needs) / "history.jsonl"
     flags = ["--groups", job.groups, "--seed", str(job.seed), "--out", str(out), "--cache", config.cache, *shared_flags(config),
              *job.flags]
+    first, joined = rows.get((job.needs, job.groups, job.seed)), lambda mixture: "+".join(map(str, mixture.values()))
     if job.name.startswith("average of "):
-        flags += ["--mixture", "+".join(map(str, rows[job.needs, job.groups, job.seed]["realised_mixture"].values()))]
+        flags += ["--mixture", joined(first["realised_mixture"])]
+    elif " after " in job.name:
+        flags += ["--prior", joined(first["mixtures"][0][1])]                 # learnt already, and paid for below
     elif job.needs and past.exists():
         flags += ["--past", str(past)]
     finished, (_, settings) = out / "result.json", parse(flags)
@@ -623,6 +632,10 @@ def run_job(config, job, rows, folder):
     keep = ("steps", "extra_steps", "wall_seconds", "avg_test_ppl", "avg_test_loss", "test_loss", "realised_mixture",
             "mixtures", "settings")
     row = dict(name=job.name, groups=job.groups, seed=job.seed, **{key: result[key] for key in keep})
+    if " after " in job.name:
+        learnt = first["extra_steps"] / (first["extra_steps"] + first["steps"])            # the rest was the half row's own
+        row["extra_steps"] += first["extra_steps"]
+        row["wall_seconds"] += learnt * first["wall_seconds"]
     if job.name == "grid":                                                    # the landscape: mixtures and losses
         told = [from_line(line) for line in (out / "history.jsonl").read_text().splitlines()]
         row["sweep"] = [[r.request.p.tolist(), r.reply.tolist()] for r in told if r.request.on != "main"]
@@ -634,6 +647,10 @@ def compare(config, settings):
     Any number of interruptions repeat no finished run: a row is in compare.json as soon as its run has ended.
     """
     names = list(ROWS) if config.quick or config.method == "all" else config.method.split(",")
+    if config.prior:
+        priors = PRIORS if config.prior == "all" else config.prior.split(",")
+        names = [f"half {prior}" for prior in priors] + [f"{name} after {prior}" for name in names if name != "stratified"
+                                                         for prior in priors]
     names = list(dict.fromkeys(["stratified", *names]))
     flags = {name: method_flags(config, settings, name) for name in names}
     settings = {name: parse(flags[name])[1] for name in names}
@@ -656,7 +673,7 @@ def compare(config, settings):
         longer = {k: ("--method", "stratified", "--steps", str(k * config.steps)) for _, _, k in budgets if k > 1}
         run_all(config, [Job(f"stratified x{k}", groups, seed, longer[k]) for groups, seed, k in sorted(budgets)
                          if k in longer and (groups, seed) in cells], rows, folder)
-    tables = "\n\n".join(tabulate(rows.values(), sets))
+    tables = "\n\n".join(tabulate(rows, sets))
     write(folder / "compare.md", tables + "\n")
     print("\n" + tables + f"\n\nwritten to {folder}")
     compare_pictures(rows, sets, folder)
@@ -705,56 +722,62 @@ def interval(values):
     t = (n - 1) ** .5 * np.tan(angle[np.searchsorted(mass, .95 * mass[-1])])
     return float(np.mean(values)), float(t * np.std(values, ddof=1) / n ** .5)
 
+def partners(rows, name, groups, against=lambda row: "stratified"):
+    """[(row, partner)]: the runs of one row of the table and those of the same data and seed that they are held against."""
+    return [(row, rows[against(row), groups, seed]) for (n, g, seed), row in rows.items()
+            if (n, g) == (name, groups) and (against(row), g, seed) in rows]
+
+def table(rows, sets, title, key, digits, names, against=lambda row: "stratified"):
+    """One Markdown table, rows x data sets: differences to the partner runs, and how many data sets are better."""
+    lines = [f"| {title} | {' | '.join(sets)} | better | surely | extra runs | time | seeds |", "|---" * (len(sets) + 6) + "|"]
+    for name in names:
+        pairs = {groups: partners(rows, name, groups, against) for groups in sets}
+        mine = [row for (n, g, _), row in rows.items() if n == name and g in sets]
+        found = {g: interval([row[key] - other[key] for row, other in pair]) for g, pair in pairs.items() if pair}
+        if not found:
+            continue
+        shown = {g: f"{mean:+.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}") for g, (mean, half) in found.items()}
+        shown = {g: f"**{shown[g]}**" if mean + half < 0 else shown[g] for g, (mean, half) in found.items()}
+        counts = [sum(mean < 0 for mean, _ in found.values()), sum(mean + half < 0 for mean, half in found.values())]
+        if name == "stratified":
+            shown, counts = {g: f"{np.mean([row[key] for row, _ in pairs[g]]):.{digits}f}" for g in found}, ["", ""]
+        extra = np.mean([row["extra_steps"] / row["steps"] for row in mine])
+        ratio = np.median([row["wall_seconds"] / other["wall_seconds"] for g in sets for row, other in partners(rows, name, g)])
+        lines.append(f"| {name} | {' | '.join(shown.get(g, '') for g in sets)} | {counts[0]} | {counts[1]} | {extra:.1f} | "
+                     f"{ratio:.2f} | {len({row['seed'] for row in mine})} |")
+    return "\n".join(lines)
+
+def tally(rows, sets, method, priors):
+    """One line on the restricted setting: in how many (prior, data set) the method is better than the prior's mixture."""
+    gaps = [interval([row["avg_test_ppl"] - other["avg_test_ppl"] for row, other in pair]) for prior in priors for g in sets
+            if (pair := partners(rows, f"{method} after {prior}", g, lambda row: f"half {prior}"))]
+    mean, half = interval([mean for mean, _ in gaps])
+    return (f"{method} after another method's mixture, against that mixture throughout: better in {sum(m < 0 for m, _ in gaps)} of "
+            f"{len(gaps)} (prior, data set), surely in {sum(m + h < 0 for m, h in gaps)}, surely worse in "
+            f"{sum(m - h > 0 for m, h in gaps)}; mean difference in perplexity {mean:+.2f} ± {half:.2f}")
+
 def tabulate(rows, sets):
-    """The paper's table, methods x data sets, as Markdown: differences to stratified of the same seed, and intervals."""
-    at = {(row["name"], row["groups"], row["seed"]): row for row in rows}
-    names = list(dict.fromkeys(name for name, _, _ in at))
+    """The paper's tables, methods x data sets, as Markdown, one string each; rows: {(name, groups, seed): row}."""
+    names = list(dict.fromkeys(name for name, _, _ in rows))
     names.sort(key=lambda name: ROWS.index(name) if name in ROWS else len(ROWS))
-
-    def cells(name, key, against=lambda row: "stratified"):
-        for groups in sets:
-            gaps = [row[key] - at[against(row), groups, seed][key] for (n, g, seed), row in at.items()
-                    if (n, g) == (name, groups) and (against(row), g, seed) in at]
-            yield interval(gaps) if gaps else None
-
-    def show(cell, digits):
-        if cell is None:
-            return ""
-        text = f"{cell[0]:+.{digits}f}" + ("" if math.isnan(cell[1]) else f" ± {cell[1]:.{digits}f}")
-        return f"**{text}**" if cell[0] + cell[1] < 0 else text
-
-    def table(title, key, digits, rows, against=lambda row: "stratified"):
-        lines = [f"| {title} | {' | '.join(sets)} | better | surely | extra runs | time | seeds |", "|---" * (len(sets) + 6) + "|"]
-        for name in rows:
-            found = list(cells(name, key, against))
-            mine = [row for (n, g, _), row in at.items() if n == name and g in sets]
-            if not any(found):
-                continue
-            if name == "stratified":
-                level = [[row[key] for row in mine if row["groups"] == g] for g in sets]
-                shown = [f"{np.mean(values):.{digits}f}" if values else "" for values in level]
-                counts = ["", ""]
-            else:
-                shown = [show(cell, digits) for cell in found]
-                counts = [sum(c is not None and c[0] < 0 for c in found), sum(c is not None and c[0] + c[1] < 0 for c in found)]
-            extra = np.mean([row["extra_steps"] / row["steps"] for row in mine])
-            ratio = np.median([row["wall_seconds"] / at["stratified", row["groups"], row["seed"]]["wall_seconds"]
-                               for row in mine if ("stratified", row["groups"], row["seed"]) in at])
-            lines.append(f"| {name} | {' | '.join(shown)} | {counts[0]} | {counts[1]} | {extra:.1f} | {ratio:.2f} | "
-                         f"{len({row['seed'] for row in mine})} |")
-        return "\n".join(lines)
-
-    head = "Differences to stratified of the same seed, ± 95 % t-interval over seeds, bold if all of it is below 0; time: wall, stratified = 1."
     real = [name for name in names if " " not in name]
-    out = [head, table("average test perplexity", "avg_test_ppl", 2, real), table("average test loss", "avg_test_loss", 4, real)]
-    if len(real) < len(names):
-        averages = [name for name in names if name.startswith("average of ")]
-        budget = lambda row: f"stratified x{round(1 + row['extra_steps'] / row['steps'])}"
-        out += [table("perplexity against a static run at the method's own average mixture", "avg_test_ppl", 2,
-                      [name.removeprefix("average of ") for name in averages], lambda row: f"average of {row['name']}"),
-                table("perplexity against stratified with the same total steps", "avg_test_ppl", 2,
-                      [name for name in real if any(n == name and r["extra_steps"] for (n, _, _), r in at.items())], budget)]
-    return [part for part in out if part.count("\n") != 1]
+    after = sorted((name for name in names if " after " in name), key=lambda name: name.split(" ")[0])
+    averages = [name.removeprefix("average of ") for name in names if name.startswith("average of ")]
+    costly = [name for name in real if any(n == name and row["extra_steps"] for (n, _, _), row in rows.items())]
+    halves = [name for name in names if name.startswith("half ")]
+    show = functools.partial(table, rows, sets)
+    out = ["Differences to stratified of the same seed, ± 95 % t-interval over seeds, bold if all of it is below 0; "
+           "time: wall, stratified = 1.",
+           show("average test perplexity", "avg_test_ppl", 2, real + halves), show("average test loss", "avg_test_loss", 4, real + halves),
+           show("perplexity against a static run at the method's own average mixture", "avg_test_ppl", 2, averages,
+                lambda row: f"average of {row['name']}"),
+           show("perplexity against stratified with the same total steps", "avg_test_ppl", 2, costly,
+                lambda row: f"stratified x{round(1 + row['extra_steps'] / row['steps'])}"),
+           show("perplexity against the prior's mixture throughout", "avg_test_ppl", 2, after,
+                lambda row: f"half {row['name'].split(' after ')[1]}")]
+    return [part for part in out if part.count("\n") != 1] + [
+        tally(rows, sets, method, [name.split(" after ")[1] for name in after if name.startswith(method + " after ")])
+        for method in dict.fromkeys(name.split(" after ")[0] for name in after)]
 
 def compare_pictures(rows, sets, folder):
     """table.png: differences and intervals; mixtures-SET.png: every method's mixture over training, first seed;
@@ -767,11 +790,9 @@ def compare_pictures(rows, sets, folder):
                                 layout="constrained", squeeze=False)
     for axis, groups in zip(axes[0], sets):
         for y, name in enumerate(reversed(names)):
-            base = {seed: row["avg_test_ppl"] for (n, g, seed), row in rows.items() if (n, g) == ("stratified", groups)}
-            gaps = [100 * (row["avg_test_ppl"] / base[seed] - 1) for (n, g, seed), row in rows.items()
-                    if (n, g) == (name, groups) and seed in base]
-            if gaps:
-                mean, half = interval(gaps)
+            pairs = partners(rows, name, groups)
+            if pairs:
+                mean, half = interval([100 * (row["avg_test_ppl"] / other["avg_test_ppl"] - 1) for row, other in pairs])
                 shown = min(max(mean, -30), 30)                               # a method can be off by far more
                 axis.errorbar(shown, y, xerr=None if math.isnan(half) or shown != mean else half, fmt="o" if shown == mean else ">",
                               color=COLOURS[0] if mean < 0 else COLOURS[1], markersize=4, capsize=2)
@@ -891,7 +912,7 @@ def main(argv=None):
     """Exit code 0, 2 for bad input, 1 for a machine that refuses, 130 after Ctrl-C; never a traceback for these."""
     try:
         config, settings = parse(sys.argv[1:] if argv is None else argv)
-        if many(config.method) or config.seeds or config.quick:
+        if many(config.method) or many(config.prior) or config.seeds or config.quick:
             compare(config, settings)
         else:
             train(config, settings)

@@ -292,6 +292,10 @@ def row(name, groups, seed, ppl, loss=3.0, extra=0, wall=10.0, **more):
                 wall_seconds=wall, **more)
 
 
+def tables(rows, sets):
+    return "\n".join(train.tabulate({(r["name"], r["groups"], r["seed"]): r for r in rows}, sets))
+
+
 def test_intervals_are_students_t():
     """Quantiles .975 from the tables: 12.706 (1 degree of freedom), 4.303 (2), 2.776 (4), 2.262 (9)."""
     for n, t in ((2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262)):
@@ -304,7 +308,7 @@ def test_intervals_are_students_t():
 def test_the_table_pairs_each_run_with_stratified_of_its_own_seed_and_set():
     rows = [row("stratified", "a+b", 0, 20.), row("stratified", "a+b", 1, 30.), row("stratified", "c+d", 0, 50.),
             row("dml", "a+b", 0, 19., extra=900), row("dml", "a+b", 1, 29.2, extra=900, wall=11.0), row("dml", "c+d", 0, 51., extra=900)]
-    text = "\n".join(train.tabulate(rows, ["a+b", "c+d"]))
+    text = tables(rows, ["a+b", "c+d"])
     [line, loss] = [line for line in text.splitlines() if line.startswith("| dml")]
     assert line == "| dml | **-0.90 ± 1.27** | +1.00 | 1 | 0 | 9.0 | 1.00 | 2 |".replace("**", "")     # the interval holds 0
     assert "| stratified | 25.00 | 50.00 |" in text and "+0.0000" in loss
@@ -313,11 +317,39 @@ def test_the_table_pairs_each_run_with_stratified_of_its_own_seed_and_set():
 def test_the_table_marks_what_is_surely_better_and_compares_with_the_controls():
     rows = [row("stratified", "a+b", s, 20.) for s in (0, 1)] + [row("aioli", "a+b", s, 18. + s / 50) for s in (0, 1)] \
         + [row("average of aioli", "a+b", s, 17.) for s in (0, 1)] + [row("grid", "a+b", 0, 19., extra=900), row("stratified x10", "a+b", 0, 15.)]
-    text = "\n".join(train.tabulate(rows, ["a+b"]))
+    text = tables(rows, ["a+b"])
     lines = [line for line in text.splitlines() if line.startswith(("| aioli", "| grid"))]
     assert lines[0].startswith("| grid | -1.00 | 1 | 0 |") and lines[1].startswith("| aioli | **-1.99 ± 0.13** | 1 | 1 |")
     assert any(line.startswith("| aioli | +1.01 ± 0.13 |") for line in lines[2:])          # against its own average mixture
     assert any(line.startswith("| grid | +4.00 |") for line in lines[2:])                  # against as many steps of uniform
+
+
+def test_the_restricted_setting_is_held_against_the_priors_own_mixture_and_counted():
+    rows = [row(name, "a+b", s, ppl + s / 100, extra=450) for s in (0, 1) for name, ppl in
+            (("stratified", 30.), ("half grid", 20.), ("half dml", 25.), ("aioli after grid", 19.), ("aioli after dml", 26.))]
+    text = tables(rows, ["a+b"])
+    assert "| half grid | **-10.00 ± 0.00** |" in text and "| aioli after grid | **-1.00 ± 0.00** |" in text
+    assert "aioli after another method's mixture, against that mixture throughout: better in 1 of 2 (prior, data set), " \
+           "surely in 1, surely worse in 1; mean difference in perplexity +0.00 ± 12.7" in text
+
+
+def test_a_prior_of_the_comparison_is_learnt_once_on_half_length_runs_and_every_later_run_pays_for_it(texts, tmp_path):
+    small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "6", "--batch", "2",
+             "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path / "o"), "--groups", "code+law", "--seeds", "1"]
+    assert train.main([*small, "--method", "natural", "--prior", "grid,doremi"]) == 0
+    rows = {r["name"]: r for r in json.loads((tmp_path / "o" / "compare.json").read_text())["rows"]}
+    assert len(rows) == 5
+    for prior, cost in (("grid", 9 * 3), ("doremi", 2 * 3)):                             # runs of 3 of the 6 steps
+        learnt = rows[f"half {prior}"]
+        assert learnt["extra_steps"] == cost and learnt["steps"] == 6
+        assert len(learnt["mixtures"]) == 1                                               # throughout
+        after = rows[f"natural after {prior}"]
+        assert after["extra_steps"] == cost and after["steps"] == 6
+        (at, first), (half, _) = after["mixtures"]
+        assert (at, half) == (0, 3) and first == pytest.approx(learnt["mixtures"][0][1])
+        known = [json.loads(line) for line in
+                 (tmp_path / "o" / "code+law" / f"natural-after-{prior}-s0" / "history.jsonl").read_text().splitlines()]
+        assert all(line["on"] == "main" for line in known)                            # nothing was learnt again
 
 
 def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it_was(texts, tmp_path, capsys):
