@@ -365,6 +365,25 @@ def quality(law, mixtures, losses):
     rho = [np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in zip(law(P).T, L.T)]
     return 1 - error / spread, error, np.array(rho)
 
+# --- Fidelity: is a method's A the right one? (The paper's section 5.)
+
+def standard_errors(mixtures, drops, A):
+    """Of fit_linear_dynamic's A, from its residuals: mixtures (R, m), drops (R, n), A (n, m) -> (n, m), R > m."""
+    P, error = np.asarray(mixtures, float), np.asarray(drops, float) - mixtures @ A.T             # (R, m), (R, n)
+    variance = (error ** 2).sum(0) / (len(P) - P.shape[1])                                        # (n,)
+    return np.sqrt(np.outer(variance, np.diag(np.linalg.inv(P.T @ P))))
+
+def similarity(A, B, centred=False):
+    """The paper's sim: (cosine + Spearman) / 2 of two matrices' column sums, in [-1, 1]; 0 where one of them is constant.
+
+    A number added to a whole row moves all column sums alike and no egd step, but it moves the cosine: matrices that
+    disagree in every step can be alike. centred=True takes each side's mean off first, and only differences count.
+    """
+    a, b = (np.sum(X, axis=0) for X in (A, B))                                # (m,) each
+    order = [ranks(x) - ranks(x).mean() for x in (a, b)]
+    a, b = (x - x.mean() for x in (a, b)) if centred else (a, b)
+    return sum(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-300) for x, y in ((a, b), order)) / 2
+
 # --- The methods, in the order of a lecture. Keyword arguments are settings; train.py makes command-line flags of them.
 
 def stratified(h, steps):
@@ -635,6 +654,12 @@ def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
     start = (np.arange(h.m) != i) / (h.m - 1)
     yield from adjust(h, steps, rounds, eta, start=start, rows=[i], f=f, sweeps=sweeps, probe=probe)
 
+def forecast(h, total):
+    """The Forecast for a run of `total` windows, from what the main run has shown so far."""
+    seen = h.windows() / total                                                # (t, m)
+    ready = seen.sum(1) > .08 - 1e-9                                          # before, the rate is warming up
+    return fit_forecast(seen[ready], np.array([row.share for row in h.trained()])[ready], h.losses()[ready])
+
 def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objective="loss"):
     """Ours, in the same frame: what the whole rest of the run does for each loss, forecast and minimised each round.
 
@@ -655,9 +680,7 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     for done, n in zip(np.cumsum(parts), parts[:held]):
         yield Train(p, n)
         if done >= wait * steps:
-            seen = h.windows() / total                                        # (t, m)
-            ready = seen.sum(1) > .08 - 1e-9                                  # before, the rate is warming up
-            law = fit_forecast(seen[ready], np.array([row.share for row in h.trained()])[ready], h.losses()[ready])
+            law = forecast(h, total)
             plan = solve_static(law, objective=objective, floor=floor)
             p = egd(p, np.clip(np.log(plan / p), -reach, reach), 1.0)
             A = -law.gradient(p)

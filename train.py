@@ -8,6 +8,7 @@ A method yields requests (aioli.py); the only training loop answers them here. H
 `Trainer` (one `step`, one `validate`, and an answer per kind of request), `drive` (the loop), `main`.
 """
 import argparse
+import copy
 import dataclasses
 import difflib
 import functools
@@ -53,6 +54,9 @@ class Config:
     quick: bool = False           # a first look: one seed, two data sets
     controls: bool = False        # with a comparison: the controls of equal compute and of equal average mixture, too
     jobs: int = 0                 # with a comparison: runs side by side; 0: as many as there are cores
+    fidelity: bool = False        # hold every method's A against the true one, measured with forks of a uniform run
+    fork: int = 50                # with --fidelity: steps of a fork
+    table: str = "out/compare/compare.json"    # with --fidelity: the comparison that gives sweeps and improvements
     past: str = ""                # history.jsonl of a run with the same seed: take its scratch runs instead of repeating
     # composition
     prior: str = ""               # learn a mixture with this method on half-length runs and start from it; or a mixture
@@ -555,6 +559,7 @@ ROWS = ("stratified", "grid", "dml", "power", "skillit", "doremi", "doge", "aiol
         "grid:perplexity", "power:perplexity", "aioli:perplexity", "horizon:perplexity")
 QUICK = ("python+csv", "python+prose")
 NOT_SHARED = ("method", "groups", "seed", "out", "resume", "runs", "holdout", "seeds", "quick", "controls", "jobs", "past",
+              "fidelity", "fork", "table",
               "prior", "cache")
 PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
 
@@ -858,6 +863,195 @@ def landscape(plt, mine, parts, path):
     plt.close(figure)
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Fidelity, the paper's section 5: how well the laws fit, whose A is the right one, and whether that decides who wins.
+
+JUDGED = ("dml", "power", "skillit", "doremi", "doge", "aioli", "horizon")
+LAW_NAMES = dict(dml="log-linear, static", power="power, static")
+
+def returned(generator, trainer, history):
+    """Let the trainer answer a generator of requests -> what the generator returns."""
+    box = []
+    def program():
+        box.append((yield from generator))
+    drive(program(), trainer, history)
+    return box[0]
+
+def own_matrices(trainer, history, saved, G, laws):
+    """Every method's A^t, (m, m), at a point of a uniform run; afterwards the run is where it was. saved: its state."""
+    u, steps, m, main = history.uniform, trainer.config.steps, history.m, trainer.run("main")
+
+    def learn_params(h):
+        yield aioli.Train(u, 0)
+        return (yield from aioli.learn_params(h, np.arange(m)))
+    own = {name: -law.gradient(u) for name, law in laws.items()}
+    own["skillit"] = G * trainer.validate(main)[:, None]
+    excess = [trainer.answer(aioli.Peek(u, steps, "main", "reference"))["signals"]["excess"] for _ in range(16)]
+    own["doremi"] = np.diag(np.nanmean(excess, axis=0))
+    own["doge"] = np.nanmean([trainer.answer(aioli.Peek(u, steps, "main"))["signals"]["A"] for _ in range(16)], axis=0)
+    main.load(copy.deepcopy(saved))
+    own["aioli"] = returned(learn_params(h := aioli.History(history.groups, history.sizes, history.batch, history.seed)), trainer, h)
+    main.load(copy.deepcopy(saved))
+    own["horizon"] = -aioli.forecast(history, steps * history.batch).gradient(u)
+    return {name: own[name] for name in JUDGED if name in own}
+
+def forks(trainer, saved, P, steps, windows):
+    """Short runs from one state, each at a mixture of P and on text of its own -> realised mixtures, falls of each loss."""
+    main, shares, drops = trainer.run("main"), [], []
+    before = trainer.validate(main, windows)
+    for r, p in enumerate(P):
+        main.load(copy.deepcopy(saved))
+        main.sampler.plan(np.full(len(p), 1 / len(p)), r * steps)             # what the earlier forks have read, unread
+        for _ in range(r * steps):
+            main.sampler.batch()
+        counts = trainer.answer(aioli.Train(p, steps))["windows"]
+        shares.append(counts / counts.sum())
+        drops.append(before - trainer.validate(main, windows))
+    main.load(copy.deepcopy(saved))
+    return np.array(shares), np.array(drops)
+
+def fidelity(config):
+    """One data set -> fidelity.json: law fits, A* with its standard errors, every method's A beside it. ValueError.
+
+    Along one uniform run, at 1/4, 1/2 and 3/4 of it: fork twice at each of 9 mixtures or more, fit the linear dynamic
+    law to the falls (A*), and measure what each method would take for A there. Ceiling: A* of one half of the forks
+    against the other's. Costs a reference run and one run per group beside the forks; static laws use the table's sweep.
+    """
+    if config.fork < 1 or config.steps < 100:
+        raise ValueError("--fidelity needs --fork of 1 or more and --steps of 100 or more")
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    corpus = data.load(config.groups, config.data or None, config.encoding, config.cache)
+    out = Path(config.out or "out/fidelity") / config.groups
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, corpus)
+    history = aioli.History(corpus.groups, [len(t) for t in corpus.train], config.batch, config.seed)
+    windows = trainer.fixed(corpus.val, 4 * config.val_windows, seed=1)
+    P = aioli.cover(history.m, max(9, 2 * history.m + 1), np.random.default_rng(0))
+    try:
+        rows = json.loads(Path(config.table).read_text())["rows"]
+    except (OSError, ValueError, KeyError):
+        rows = []
+    sweep = next((row["sweep"] for row in rows if (row["name"], row["groups"], row["seed"]) == ("grid", config.groups, config.seed)), None)
+    if not sweep:
+        print(f"{config.groups}: no run of grid with seed {config.seed} in {config.table}, so dml and power are left out")
+    Q, L = (np.array(side) for side in zip(*sweep)) if sweep else (None, None)
+    laws = {name: LAWS[name](Q, L) for name in LAWS} if sweep else {}
+    fits = [dict(law=LAW_NAMES[name], runs=len(Q), mse=1000 * float(mse.mean()), r2=float(r2.mean()))
+            for name, law in laws.items() for r2, mse, _ in [aioli.quality(law, Q, L)]]
+    torch.set_flush_denormal(True)
+    try:
+        G = returned(aioli.skill_graph(history, config.steps), trainer, history)
+        trainer.answer(aioli.Train(history.uniform, config.steps, on="reference"))
+        history.rows, points = [], []
+        for part in range(1, 20):                                             # validations every 1/20, as horizon needs them
+            request = aioli.Train(history.uniform, part * config.steps // 20 - (part - 1) * config.steps // 20)
+            history.add(request, **trainer.answer(request))
+            if part not in (5, 10, 15):
+                continue
+            saved = copy.deepcopy(trainer.run("main").state())
+            shares, drops = forks(trainer, saved, np.concatenate((P, P)), config.fork, windows)
+            A = aioli.fit_linear_dynamic(shares, drops)
+            halves = [aioli.fit_linear_dynamic(shares[side], drops[side]) for side in (slice(len(P)), slice(len(P), None))]
+            own = own_matrices(trainer, history, saved, G, laws)
+            error = ((drops - shares @ A.T) ** 2).mean(0)
+            step = trainer.run("main").step
+            fits.append(dict(law=f"linear, dynamic, step {step}", runs=len(shares), mse=1000 * float(error.mean()),
+                             r2=float((1 - error / drops.var(0)).mean())))
+            points.append(dict(step=step, A=A, error=aioli.standard_errors(shares, drops, A),
+                               ceiling=[aioli.similarity(*halves, centred) for centred in (False, True)], own=own,
+                               sim={name: [aioli.similarity(B, A, centred) for centred in (False, True)] for name, B in own.items()}))
+            print(f"{config.groups}: step {step} of {config.steps}, {len(shares)} forks of {config.fork} steps", flush=True)
+    finally:
+        torch.set_flush_denormal(False)
+    result = dict(groups=corpus.groups, fits=fits, points=points, config=dataclasses.asdict(config), versions=versions())
+    write(out / "fidelity.json", json.dumps(result, default=plain))
+    return result
+
+def fidelities(config):
+    """fidelity() of every data set, a process each -> tables on the terminal and in fidelity.md, figure3.png. ValueError."""
+    folder, sets = Path(config.out or "out/fidelity"), data.SETS if config.groups == "sets" else [config.groups]
+    own = ["--fork", str(config.fork), "--table", config.table, "--seed", str(config.seed), "--cache", config.cache, "--out", str(folder)]
+
+    def work(groups):
+        path, flags = folder / groups / "fidelity.json", ["--fidelity", "--jobs", "1", "--groups", groups, *own, *shared_flags(config)]
+        asked = json.dumps(dataclasses.asdict(parse(flags)[0]))
+        if not path.exists() or json.dumps(json.loads(path.read_text())["config"]) != asked:
+            ended = subprocess.run([sys.executable, __file__, *flags], stderr=subprocess.PIPE, text=True)
+            if ended.returncode:
+                raise ValueError(f"{groups}: {ended.stderr.strip().splitlines()[-1]}")
+        return json.loads(path.read_text())
+
+    for groups in sets:
+        data.load(groups, config.data or None, config.encoding, config.cache)
+    with ThreadPoolExecutor(config.jobs or os.cpu_count()) as pool:
+        found = dict(zip(sets, pool.map(work, sets)))
+    summary, details = judge(found, Path(config.table), folder)
+    write(folder / "fidelity.md", f"{summary}\n\n{details}\n")
+    print(f"\n{summary}\n\nevery column sum of every method: {folder}/fidelity.md")
+
+SIMS = ("sim of A with A*", "sim with A*, centred", "sim with the A of whole runs, centred")
+
+def judge(found, path, folder):
+    """What the results of fidelity(), {data set: result}, say -> summary, details, Markdown; figure3.png, if `path` is a
+    comparison. The A of whole runs is that of the log-linear law of the sweep, at uniform."""
+    mean = lambda values: float(np.mean(list(values)))
+    grid = lambda title, names, cells: "\n".join(
+        [f"| {title} | {' | '.join(found)} | mean |", "|---" * (len(found) + 2) + "|"] +
+        [f"| {name} | {' | '.join(f'{cells[name, g]:.3f}' if (name, g) in cells else '' for g in found)} | "
+         f"{mean(v for (n, _), v in cells.items() if n == name):.3f} |" for name in names if any(n == name for n, _ in cells)])
+    laws = list(dict.fromkeys(fit["law"] for result in found.values() for fit in result["fits"]))
+    parts = [grid(f"fit of each law: {title}", laws, {(fit["law"], g): fit[key] for g, result in found.items() for fit in result["fits"]})
+             for title, key in (("R^2", "r2"), ("MSE, in 0.001 nats^2", "mse"))]
+    sims = [{}, {}, {}]
+    for g, result in found.items():
+        for name in ("ceiling", *JUDGED):
+            told = [point["ceiling"] if name == "ceiling" else [*point["sim"][name], aioli.similarity(
+                    point["own"][name], point["own"]["dml"], True) if "dml" in point["own"] and name not in LAWS else math.nan]
+                    for point in result["points"] if name == "ceiling" or name in point["own"]]
+            for cells, values in zip(sims, zip(*told)):
+                if not math.isnan(mean(values)):
+                    cells[name, g] = mean(values)
+    parts += [grid(f"{title}; mean of three points", ("ceiling", *JUDGED), cells) for title, cells in zip(SIMS, sims) if cells]
+
+    details = []
+    for g, result in found.items():
+        details.append(f"| {g}: column sums of A | {' | '.join(result['groups'])} |\n" + "|---" * (len(result["groups"]) + 1) + "|")
+        for point in result["points"]:
+            A, error = np.array(point["A"]), np.array(point["error"])
+            cells = [f"{s:+.4f} ± {e:.4f}" for s, e in zip(A.sum(0), np.sqrt((error ** 2).sum(0)))]
+            details[-1] += f"\n| A*, step {point['step']}, nats per fork ± standard error | {' | '.join(cells)} |"
+            for name, B in point["own"].items():
+                s = np.array(B).sum(0)
+                details[-1] += f"\n| {name}, share of the sum of magnitudes | {' | '.join(f'{v:+.3f}' for v in s / np.abs(s).sum())} |"
+    if not path.exists():
+        return "\n\n".join([*parts, f"no Figure 3: there is no comparison in {path}"]), "\n\n".join(details)
+
+    rows = {(row["name"], row["groups"], row["seed"]): row for row in json.loads(path.read_text())["rows"]}
+    dots = {key: {(name, g): mean(100 * (1 - row[key] / other[key]) for row, other in pairs) for name in JUDGED for g in found
+                  if (pairs := partners(rows, name, g))} for key in ("avg_test_ppl", "avg_test_loss")}
+    lines = ["Figure 3, R^2 of the improvement over stratified in per cent, a dot per method and data set (the paper: 0.491):"]
+    for key, gain in dots.items():
+        for title, cells in zip(SIMS, sims):
+            both = np.array([(cells[at], gain[at]) for at in cells if at in gain])
+            if len(both) > 2:
+                r = np.corrcoef(both.T)[0, 1]
+                lines.append(f"- average test {'perplexity' if key == 'avg_test_ppl' else 'loss'}, {title}: {r * r:.3f} (r {r:+.2f}, {len(both)} dots)")
+    if plt := pyplot():
+        figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True, layout="constrained")
+        for axis, title, cells in zip(axes, SIMS, sims):
+            for j, name in enumerate(JUDGED):
+                mine = [(cells[name, g], max(dots["avg_test_loss"][name, g], -3)) for g in found
+                        if (name, g) in cells and (name, g) in dots["avg_test_loss"]]
+                if mine:
+                    axis.plot(*zip(*mine), "sD^v<>P"[j], color=COLOURS[j], label=name, alpha=.8)
+            axis.axhline(0, color="black", linewidth=.8)
+            axis.set(xlabel=title, xlim=(-1.08, 1.08))
+        axes[0].set_ylabel("average test loss below\nstratified, per cent (cut at -3)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small", frameon=False)
+        figure.savefig(folder / "figure3.png", dpi=130)
+        plt.close(figure)
+    return "\n\n".join([*parts, "\n".join(lines)]), "\n\n".join(details)
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command line: flags are made from Config and from the method's keyword arguments.
 
 @functools.cache                              # parsed once, before there are threads: Python 3.11's ast is not for two
@@ -914,6 +1108,8 @@ def main(argv=None):
         config, settings = parse(sys.argv[1:] if argv is None else argv)
         if many(config.method) or many(config.prior) or config.seeds or config.quick:
             compare(config, settings)
+        elif config.fidelity:
+            fidelity(config) if config.jobs == 1 and config.groups != "sets" else fidelities(config)
         else:
             train(config, settings)
     except (ValueError, OSError) as error:

@@ -464,3 +464,53 @@ def test_after_a_prior_horizon_counts_what_the_run_has_seen_before_it():
 def test_a_floor_must_leave_a_choice():
     with pytest.raises(ValueError, match="lower it below 1/3"):
         solve_static(a_law(0, 3), floor=.4)
+
+
+# --- fidelity (section 6.2) ---------------------------------------------------------------------------------------------
+
+
+@given(ms, st.integers(2, 6), seeds)
+def test_the_standard_errors_of_A_are_those_of_a_mean_when_each_probe_is_of_one_group(m, times, seed):
+    """Then A[i, j] is the mean of `times` falls, and its error their pooled deviation (R - m degrees) over sqrt(times)."""
+    P, drops = np.tile(np.eye(m), (times, 1)), rng_of(seed).normal(size=(times * m, m + 1))
+    A = fit_linear_dynamic(P, drops)
+    cells = drops.reshape(times, m, m + 1)                                                # repeats, group trained on, loss
+    pooled = ((cells - cells.mean(0)) ** 2).sum((0, 1)) / (m * (times - 1))               # (m + 1,)
+    same(A, cells.mean(0).T)
+    same(aioli.standard_errors(P, drops, A), np.sqrt(pooled / times)[:, None] * np.ones(m), rtol=1e-9)
+
+
+def test_the_errors_of_A_are_as_large_as_they_are_said_to_be():
+    rng, off = rng_of(0), []
+    A, P = rng.normal(size=(3, 3)), aioli.cover(3, 9, rng_of(0))
+    for _ in range(300):
+        drops = P @ A.T + rng.normal(size=(9, 3)) * [.1, 1, 10]
+        found = fit_linear_dynamic(P, drops)
+        off.append((found - A) / aioli.standard_errors(P, drops, found))
+    assert np.mean(np.square(off)) == pytest.approx(6 / 4, rel=.15)                       # Student's t with 6 degrees of freedom
+
+
+@given(ms, seeds, st.booleans())
+def test_sim_is_half_cosine_half_rank_correlation_of_column_sums(m, seed, centred):
+    rng = rng_of(seed)
+    A, B = rng.normal(size=(2, 3, m))
+    a, b = A.sum(0), B.sum(0)
+    order = np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1]
+    cosine = np.corrcoef(a, b)[0, 1] if centred else a @ b / np.sqrt((a @ a) * (b @ b))
+    same(aioli.similarity(A, B, centred), (cosine + order) / 2, rtol=1e-9)
+    same(aioli.similarity(A, 3 * A[::-1], centred), 1, rtol=1e-9)
+    same(aioli.similarity(A, -A, centred), -1, rtol=1e-9)
+
+
+@given(ms, seeds)
+def test_only_the_centred_sim_ignores_what_no_step_can_see(m, seed):
+    """A number added to a row changes no egd step (S2), and yet the plain sim; the FALSE list has it as gauge-free."""
+    rng = rng_of(seed)
+    A, B, r = rng.normal(size=(m, m)), rng.normal(size=(m, m)), rng.normal(size=(m, 1))
+    same(aioli.similarity(A, B + r, True), aioli.similarity(A, B, True), rtol=1e-7, atol=1e-7)
+    up, down = np.diag([1., 0.]), np.diag([0., 1.])
+    assert aioli.similarity(up, down, True) == -1 and aioli.similarity(up + 9, down + 9) > -.01
+
+
+def test_a_matrix_that_favours_no_group_is_similar_to_nothing():
+    assert aioli.similarity(np.ones((2, 2)), np.diag([1., 0.]), True) == 0

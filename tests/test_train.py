@@ -1,4 +1,5 @@
 """The loop end to end on tiny made-up text: what it promises about seeds, budgets, results and errors."""
+import copy
 import dataclasses
 import json
 import signal
@@ -387,3 +388,48 @@ def test_a_setting_named_like_a_flag_of_every_run_is_refused(monkeypatch):
     monkeypatch.setitem(aioli.METHODS, "mine", mine)
     with pytest.raises(ValueError, match="'seed' is the name of a flag"):
         train.parse(["--method", "mine"])
+
+
+# --- fidelity ---------------------------------------------------------------------------------------------------------
+
+
+def test_forks_leave_the_run_where_it_was_and_read_different_text():
+    t, read = trainer(batch=4), []
+    t.answer(aioli.Train(np.array([.5, .5]), 2))
+    saved, batch = copy.deepcopy(t.run("main").state()), t.batch
+    t.batch = lambda run: read.append(run.sampler.drawn.copy()) or batch(run)
+    shares, drops = train.forks(t, saved, np.array([[.75, .25], [.25, .75], [.75, .25]]), 2, t.val)
+    np.testing.assert_allclose(shares, [[.75, .25], [.25, .75], [.75, .25]])
+    assert len({tuple(drawn) for drawn in read}) == 6 and not np.allclose(drops[0], drops[2])
+    again = t.run("main").state()
+    assert again["step"] == 2 and str(again["sampler"]) == str(saved["sampler"])
+    assert all(torch.equal(a, b) for a, b in zip(again["model"].values(), saved["model"].values()))
+    assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in
+               zip(again["optimizer"]["state"].values(), saved["optimizer"]["state"].values()))
+
+
+def test_fidelity_holds_every_methods_A_against_the_forks_and_draws_figure_3(texts, tmp_path, capsys):
+    table = tmp_path / "compare.json"
+    sweep = [[[a, 1 - a], [3 - a + a * a, 2 + a * a / 2]] for a in np.linspace(.1, .9, 9).tolist()]
+    rows = [row(name, "code+law", 0, ppl, 3 - .01 * ppl) for name, ppl in
+            (("stratified", 20.), ("skillit", 19.), ("doremi", 18.), ("doge", 25.), ("aioli", 20.5), ("horizon", 17.))]
+    table.write_text(json.dumps(dict(rows=[*rows, row("grid", "code+law", 0, 19., sweep=sweep)])))
+    small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "100", "--batch", "4",
+             "--val-windows", "1", "--out", str(tmp_path / "o"), "--groups", "code+law", "--fork", "1", "--fidelity",
+             "--preset", "tiny"]
+    assert train.main([*small, "--table", str(table), "--jobs", "1"]) == 0                # this data set, in this process
+    assert train.main([*small, "--table", str(table)]) == 0                               # what is there is not measured again
+    said = capsys.readouterr().out
+    result = json.loads((tmp_path / "o" / "code+law" / "fidelity.json").read_text())
+    assert [point["step"] for point in result["points"]] == [25, 50, 75]
+    for point in result["points"]:
+        assert set(point["own"]) == set(train.JUDGED) and np.shape(point["A"]) == np.shape(point["error"]) == (2, 2)
+        G = np.array(point["own"]["doremi"])
+        assert G[0, 1] == G[1, 0] == 0 and (np.diag(G) >= 0).all()                        # excess losses
+        for name, own in point["own"].items():
+            assert point["sim"][name][0] == pytest.approx(aioli.similarity(own, point["A"]))
+    assert result["points"][0]["own"]["dml"] == result["points"][2]["own"]["dml"]         # static: the same everywhere
+    assert result["points"][0]["own"]["aioli"] != result["points"][2]["own"]["aioli"]
+    assert said.count("step 50 of 100") == 1 and "| linear, dynamic, step 50 |" in said
+    assert "average test loss, sim of A with A*" in said and said.count(", 5 dots)") == 6
+    assert train.judge({"code+law": result}, tmp_path / "none", tmp_path)[0].endswith(f"there is no comparison in {tmp_path / 'none'}")
