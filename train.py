@@ -576,8 +576,9 @@ def scratch_runs(config):
     return [row for row in rows if isinstance(row.request, aioli.Train) and row.request.on != "main"]
 
 class Job(NamedTuple):
-    """One run of the comparison. `name` is its row in the table: METHOD or METHOD:OBJECTIVE, alone or "after PRIOR";
-    "half PRIOR", that prior's mixture for the whole run; or a control, "average of METHOD" or "stratified xK"."""
+    """One run of the comparison. `name` is its row in the table: METHOD, METHOD:OBJECTIVE or METHOD:SETTING=VALUE:...,
+    alone or "after PRIOR"; "half PRIOR", that prior's mixture for the whole run; or a control, "average of METHOD" or
+    "stratified xK"."""
     name: str
     groups: str
     seed: int
@@ -585,16 +586,19 @@ class Job(NamedTuple):
     needs: str = ""               # the job, of the same data set and seed, that has to be finished first
 
 def method_flags(config, settings, name):
-    """The flags of a row, the same for all data; only --method alone has settings of its own."""
+    """The flags of a row, the same for all data; of the method's own flags only those of --method alone count."""
     if name.startswith("half "):
         return "--method", "fixed", "--prior", name.removeprefix("half "), "--first", "1"
-    method, _, objective = name.partition(" after ")[0].partition(":")
-    parameters = inspect.signature(pick("method", method, aioli.METHODS)).parameters
-    if objective and "objective" not in parameters:
-        raise ValueError(f"{name}: {method} has no objective to choose")
+    method, *given = name.partition(" after ")[0].split(":")
+    parameters, changed = inspect.signature(pick("method", method, aioli.METHODS)).parameters, []
+    for part in given:
+        key, value = part.split("=", 1) if "=" in part else ("objective", part)
+        if key not in list(parameters)[2:]:
+            raise ValueError(f"{name}: {method} has no {key} to choose; it has {', '.join(list(parameters)[2:]) or 'no settings'}")
+        changed += [f"--{key.replace('_', '-')}", value]
     own = [str(part) for key, value in settings.items() if name == config.method and value != parameters[key].default
            for part in (f"--{key.replace('_', '-')}", value)]
-    return ("--method", method, *own, *(["--objective", objective] if objective else []))
+    return ("--method", method, *own, *changed)
 
 def shared_flags(config):
     """The flags that all runs of a comparison get, where they are not the default."""
@@ -614,7 +618,7 @@ def jobs_of(flags, groups, seed, controls):
 
 def run_job(config, job, rows, folder):
     """Run one job in a process of its own, unless its result is there already -> its row."""
-    home = lambda name: folder / job.groups / f"{name.replace(' ', '-').replace(':', '-')}-s{job.seed}"
+    home = lambda name: folder / job.groups / f"{re.sub('[ :=]', '-', name)}-s{job.seed}"
     out, past = home(job.name), home(job.needs) / "history.jsonl"
     flags = ["--groups", job.groups, "--seed", str(job.seed), "--out", str(out), "--cache", config.cache, *shared_flags(config),
              *job.flags]

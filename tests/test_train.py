@@ -353,6 +353,13 @@ def test_a_prior_of_the_comparison_is_learnt_once_on_half_length_runs_and_every_
         assert all(line["on"] == "main" for line in known)                            # nothing was learnt again
 
 
+def test_a_row_may_have_settings_of_its_own():
+    flags = lambda name: train.method_flags(train.parse(["--method", "a,b"])[0], {}, name)
+    assert flags("aioli:perplexity:eta=2:probe=3") == ("--method", "aioli", "--objective", "perplexity", "--eta", "2", "--probe", "3")
+    assert flags("horizon:last=.6 after grid") == ("--method", "horizon", "--last", ".6")
+    assert train.parse(flags("aioli:eta=2"))[1]["eta"] == 2.0
+
+
 def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it_was(texts, tmp_path, capsys):
     small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "3", "--batch", "2",
              "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path / "o"), "--groups", "code+law", "--seeds", "1"]
@@ -375,6 +382,8 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
     (["--method", "dml,aioly"], "did you mean 'aioli'"),
     (["--method", "stratified:loss,dml"], "no objective"),
     (["--method", "doge:perplexity"], "no objective"),
+    (["--method", "aioli:rate=2"], "no rate"),
+    (["--method", "stratified:eta=2"], "no settings"),
     (["--method", "grid", "--past", "nowhere.jsonl"], "not the history"),
 ])
 def test_a_comparison_refuses_what_it_cannot_run(texts, tmp_path, capsys, arguments, says):
