@@ -616,6 +616,14 @@ def jobs_of(flags, groups, seed, controls):
     moving = [name for name in flags if name.split(":")[0] in ("skillit", "aioli", "horizon")] if controls else []
     return jobs + [Job(f"average of {name}", groups, seed, ("--method", "fixed"), name) for name in moving]
 
+def separately(name, flags, **output):
+    """train.py in a process of its own. Raises Stop after Ctrl-C, ValueError with what it said last if it failed."""
+    ended = subprocess.run([sys.executable, __file__, *flags], stderr=subprocess.PIPE, text=True, **output)
+    if ended.returncode == 130:
+        raise Stop
+    if ended.returncode:
+        raise ValueError(f"{name}: {(ended.stderr.strip() or f'exit code {ended.returncode}').splitlines()[-1]}")
+
 def run_job(config, job, rows, folder):
     """Run one job in a process of its own, unless its result is there already -> its row."""
     home = lambda name: folder / job.groups / f"{re.sub('[ :=]', '-', name)}-s{job.seed}"
@@ -632,11 +640,7 @@ def run_job(config, job, rows, folder):
     finished, (_, settings) = out / "result.json", parse(flags)
     if not finished.exists() or json.loads(finished.read_text())["settings"] != settings:
         flags += ["--resume"] if (out / "checkpoint.pt").exists() else []
-        ended = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
-        if ended.returncode == 130:
-            raise Stop
-        if ended.returncode:
-            raise ValueError(f"{job.name} on {job.groups}, seed {job.seed}: {ended.stderr.strip().splitlines()[-1]}")
+        separately(f"{job.name} on {job.groups}, seed {job.seed}", flags, stdout=subprocess.DEVNULL)
     result = json.loads(finished.read_text())
     keep = ("steps", "extra_steps", "wall_seconds", "avg_test_ppl", "avg_test_loss", "test_loss", "realised_mixture",
             "mixtures", "settings")
@@ -920,6 +924,7 @@ def fidelity(config):
     law to the falls (A*), and measure what each method would take for A there. Ceiling: A* of one half of the forks
     against the other's. Costs a reference run and one run per group beside the forks; static laws use the table's sweep.
     """
+    pick("preset", config.preset, model.PRESETS)
     if config.fork < 1 or config.steps < 100:
         raise ValueError("--fidelity needs --fork of 1 or more and --steps of 100 or more")
     torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -934,7 +939,8 @@ def fidelity(config):
         rows = json.loads(Path(config.table).read_text())["rows"]
     except (OSError, ValueError, KeyError):
         rows = []
-    sweep = next((row["sweep"] for row in rows if (row["name"], row["groups"], row["seed"]) == ("grid", config.groups, config.seed)), None)
+    sweep = next((row["sweep"] for row in rows if (row["name"], row["groups"], row["seed"]) == ("grid", config.groups, config.seed)),
+                 None)
     if not sweep:
         print(f"{config.groups}: no run of grid with seed {config.seed} in {config.table}, so dml and power are left out")
     Q, L = (np.array(side) for side in zip(*sweep)) if sweep else (None, None)
@@ -979,15 +985,17 @@ def fidelities(config):
         path, flags = folder / groups / "fidelity.json", ["--fidelity", "--jobs", "1", "--groups", groups, *own, *shared_flags(config)]
         asked = json.dumps(dataclasses.asdict(parse(flags)[0]))
         if not path.exists() or json.dumps(json.loads(path.read_text())["config"]) != asked:
-            ended = subprocess.run([sys.executable, __file__, *flags], stderr=subprocess.PIPE, text=True)
-            if ended.returncode:
-                raise ValueError(f"{groups}: {ended.stderr.strip().splitlines()[-1]}")
+            separately(groups, flags)
         return json.loads(path.read_text())
 
     for groups in sets:
         data.load(groups, config.data or None, config.encoding, config.cache)
     with ThreadPoolExecutor(config.jobs or os.cpu_count()) as pool:
-        found = dict(zip(sets, pool.map(work, sets)))
+        try:
+            found = dict(zip(sets, pool.map(work, sets)))
+        except (KeyboardInterrupt, Stop):
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise Stop("stopped; finished data sets are kept, the same command goes on") from None
     summary, details = judge(found, Path(config.table), folder)
     write(folder / "fidelity.md", f"{summary}\n\n{details}\n")
     print(f"\n{summary}\n\nevery column sum of every method: {folder}/fidelity.md")
