@@ -191,7 +191,7 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, steps
             p, f, eta = q, g, eta * 2
         return f, p
 
-    corners = [.9 * np.eye(m)[j] + .1 / m for j in range(m)][:starts - 1]
+    corners = [floor + (1 - m * floor) * (.9 * only + .1 / m) for only in np.eye(m)[:starts - 1]]
     return min((descend(p) for p in [np.full(m, 1 / m), *corners]), key=lambda found: found[0])[1]
 
 # --- Static laws (T = 1): final losses of whole runs as a function of their mixture. Fitted on arrays alone, mixtures
@@ -467,12 +467,13 @@ def dml(h, steps, points=9, objective="loss"):
 def power(h, steps, points=9, objective="loss"):
     """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better (README, "Laws").
 
-    A = minus the law's gradient at the optimum. Extra cost: `points` full runs.
+    A = minus the law's gradient at the optimum. No group gets less than the least share that any run gave one: a power
+    law is not to be trusted in a corner that it has not seen. Extra cost: `points` full runs.
     points: number of scratch runs.  objective: average loss, or average perplexity.
     """
     P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
     law = fit_power_law(P, L)
-    p = solve_static(law, objective=objective, starts=1 + h.m)
+    p = solve_static(law, objective=objective, starts=1 + h.m, floor=min(P.min(), .5 / h.m))
     yield Train(p, steps, A=-law.gradient(p))
 
 def skill_graph(h, steps):

@@ -82,6 +82,7 @@ MUTANTS = [
     ("horizon never holds", "held = sum(np.cumsum(parts) <= last * steps)", "held = rounds"),
     ("horizon forgets that a prior came first", "total = steps * h.batch + sum(row.windows.sum() for row in h.trained())", "total = steps * h.batch"),
     ("horizon does not wait", "if done >= wait * steps:", "if done >= .12 * steps:"),
+    ("power extrapolates to a corner", "starts=1 + h.m, floor=min(P.min(), .5 / h.m))", "starts=1 + h.m)"),
     ("standard errors forget the degrees of freedom", "(error ** 2).sum(0) / (len(P) - P.shape[1])", "(error ** 2).mean(0)"),
     ("standard errors are those of one probe", "np.diag(np.linalg.inv(P.T @ P))", "np.ones(P.shape[1])"),
     ("sim is never centred", "(x - x.mean() for x in (a, b)) if centred else (a, b)", "(a, b)"),

@@ -339,8 +339,15 @@ def test_dml_and_power_take_the_optimum_of_the_law_that_they_fit():
         (P, L), last = given_to_fit[0], h.last.request
         assert len(P) == len(L) == 9 and np.array_equal(P, [row.request.p for row in h.rows[:-1]])
         assert np.array_equal(L, [law(p) for p in P])
-        same(last.p, solve_static(law, starts=4), rtol=0, atol=1e-6)
+        same(last.p, solve_static(law, starts=4, floor=0 if method is aioli.dml else P.min()), rtol=0, atol=1e-6)
         same(last.A, -law.t if method is aioli.dml else -law.gradient(last.p))
+
+
+def test_power_goes_into_no_corner_that_its_sweep_has_not_seen():
+    """Group 1 hurts every loss here, so the law's own optimum is p = (1, 0)."""
+    law, h = Power(np.ones(2), np.ones(2), np.array([[1., 0.], [1., 0.]]), np.full((2, 2), .5)), history(2)
+    drive(aioli.power(h, 10), Static(law), h)
+    same(h.last.request.p, [.9, .1], rtol=1e-3)
 
 
 # ---- forecasts of a run, and the method that plans with them ----
@@ -459,6 +466,15 @@ def test_after_a_prior_horizon_counts_what_the_run_has_seen_before_it():
     plan = solve_static(law, floor=.02)
     assert law.n.sum() == pytest.approx(.5 + .5 * .4) and .5 < plan[0] < .9
     same(h.last.request.p, plan, rtol=0, atol=.02)
+
+
+@given(ms, seeds, st.sampled_from([.02, .1]))
+def test_no_share_of_a_plan_is_below_the_floor_and_the_rest_is_the_best_there_is(m, seed, floor):
+    law = a_power_law(seed, m)
+    p = solve_static(law, starts=1 + m, floor=floor)
+    assert p.min() >= floor * (1 - 1e-9) and p.sum() == pytest.approx(1)
+    others = floor + (1 - m * floor) * rng_of(seed).dirichlet(np.ones(m), 200)            # (200, m)
+    assert law(p).sum() <= law(others).sum(1).min() + 1e-9
 
 
 def test_a_floor_must_leave_a_choice():
