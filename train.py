@@ -492,7 +492,8 @@ def program(config, settings, history):
         return method(history, config.steps)
     if config.restart == "prior" and "start" not in inspect.signature(method).parameters:
         raise ValueError(f"--restart prior: {config.method} always starts from uniform; use --restart uniform or aioli")
-    prior = functools.partial(aioli.fixed, mixture=config.prior) if "+" in config.prior else pick("prior", config.prior, aioli.METHODS)
+    mixture = functools.partial(aioli.fixed, mixture=config.prior)
+    prior = mixture if "+" in config.prior else pick("prior", config.prior, aioli.METHODS)
     return aioli.with_prior(history, config.steps, method, prior, config.first, config.restart)
 
 def train(config, settings, corpus=None):
@@ -594,7 +595,7 @@ def method_flags(config, settings, name):
     for part in given:
         key, value = part.split("=", 1) if "=" in part else ("objective", part)
         if key not in list(parameters)[2:]:
-            raise ValueError(f"{name}: {method} has no {key} to choose; it has {', '.join(list(parameters)[2:]) or 'no settings'}")
+            raise ValueError(f"{name}: {method} has no {key} to choose, but {', '.join(list(parameters)[2:]) or 'no settings'}")
         changed += [f"--{key.replace('_', '-')}", value]
     own = [str(part) for key, value in settings.items() if name == config.method and value != parameters[key].default
            for part in (f"--{key.replace('_', '-')}", value)]
@@ -628,8 +629,8 @@ def run_job(config, job, rows, folder):
     """Run one job in a process of its own, unless its result is there already -> its row."""
     home = lambda name: folder / job.groups / f"{re.sub('[ :=]', '-', name)}-s{job.seed}"
     out, past = home(job.name), home(job.needs) / "history.jsonl"
-    flags = ["--groups", job.groups, "--seed", str(job.seed), "--out", str(out), "--cache", config.cache, *shared_flags(config),
-             *job.flags]
+    flags = ["--groups", job.groups, "--seed", str(job.seed), "--out", str(out), "--cache", config.cache,
+             *shared_flags(config), *job.flags]
     first, joined = rows.get((job.needs, job.groups, job.seed)), lambda mixture: "+".join(map(str, mixture.values()))
     if job.name.startswith("average of "):
         flags += ["--mixture", joined(first["realised_mixture"])]
@@ -677,12 +678,13 @@ def compare(config, settings):
         saved = json.loads(path.read_text())
         if saved["flags"] != shared_flags(config):
             raise ValueError(f"{path} was made with the flags {' '.join(saved['flags']) or '(none)'}; use another --out")
-        rows = {(row["name"], row["groups"], row["seed"]): row for row in saved["rows"]
+        rows = {key: row for key, row in rows_of(path).items()
                 if settings.get(row["name"], row["settings"]) == row["settings"]}          # the others are run again
     cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
     run_all(config, [job for cell in cells for job in jobs_of(flags, *cell, config.controls)], rows, folder)
     if config.controls:
-        budgets = {(r["groups"], r["seed"], round(1 + r["extra_steps"] / r["steps"])) for r in rows.values() if r["name"] in names}
+        budgets = {(groups, seed, round(1 + row["extra_steps"] / row["steps"]))
+                   for (name, groups, seed), row in rows.items() if name in names}
         longer = {k: ("--method", "stratified", "--steps", str(k * config.steps)) for _, _, k in budgets if k > 1}
         run_all(config, [Job(f"stratified x{k}", groups, seed, longer[k]) for groups, seed, k in sorted(budgets)
                          if k in longer and (groups, seed) in cells], rows, folder)
@@ -714,7 +716,8 @@ def run_all(config, jobs, rows, folder):
                 except ValueError as error:
                     failed.append(str(error))
                     continue
-                write(folder / "compare.json", json.dumps(dict(flags=shared_flags(config), versions=versions(), rows=list(rows.values()))))
+                saved = dict(flags=shared_flags(config), versions=versions(), rows=list(rows.values()))
+                write(folder / "compare.json", json.dumps(saved))
                 spent = time.perf_counter() - began
                 print(f"{ended:>4}/{len(todo)}  {row['name']:<30}{row['groups']:<18} seed {row['seed']}  perplexity "
                       f"{row['avg_test_ppl']:7.3f}  {spent / 60:5.1f} min, about {spent / ended * (len(todo) - ended) / 60:.0f} left",
@@ -734,6 +737,11 @@ def interval(values):
     mass = np.cumsum(np.cos(angle) ** (n - 2))                                # with angles of this density
     t = (n - 1) ** .5 * np.tan(angle[np.searchsorted(mass, .95 * mass[-1])])
     return float(np.mean(values)), float(t * np.std(values, ddof=1) / n ** .5)
+
+def rows_of(path):
+    """{(name, groups, seed): row} of a compare.json; empty if there is none."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return {(row["name"], row["groups"], row["seed"]): row for row in rows}
 
 def partners(rows, name, groups, against=lambda row: "stratified"):
     """[(row, partner)]: the runs of one row of the table and those of the same data and seed that they are held against."""
@@ -764,10 +772,11 @@ def tally(rows, sets, method, priors):
     """One line on the restricted setting: in how many (prior, data set) the method is better than the prior's mixture."""
     gaps = [interval([row["avg_test_ppl"] - other["avg_test_ppl"] for row, other in pair]) for prior in priors for g in sets
             if (pair := partners(rows, f"{method} after {prior}", g, lambda row: f"half {prior}"))]
-    mean, half = interval([mean for mean, _ in gaps])
-    return (f"{method} after another method's mixture, against that mixture throughout: better in {sum(m < 0 for m, _ in gaps)} of "
-            f"{len(gaps)} (prior, data set), surely in {sum(m + h < 0 for m, h in gaps)}, surely worse in "
-            f"{sum(m - h > 0 for m, h in gaps)}; mean difference in perplexity {mean:+.2f} ± {half:.2f}")
+    better, surely, worse = (sum(map(test, gaps)) for test in (lambda g: g[0] < 0, lambda g: sum(g) < 0, lambda g: g[0] > g[1]))
+    means = [mean for mean, _ in gaps]
+    return (f"{method} after another method's mixture, against that mixture throughout: better in {better} of {len(gaps)} "
+            f"(prior, data set), surely in {surely}, surely worse in {worse}; difference in perplexity: mean "
+            f"{np.mean(means):+.2f}, median {np.median(means):+.2f}")
 
 def tabulate(rows, sets):
     """The paper's tables, methods x data sets, as Markdown, one string each; rows: {(name, groups, seed): row}."""
@@ -781,7 +790,8 @@ def tabulate(rows, sets):
     show = functools.partial(table, rows, sets)
     out = ["Differences to stratified of the same seed, ± 95 % t-interval over seeds, bold if all of it is below 0; "
            "time: wall, stratified = 1.",
-           show("average test perplexity", "avg_test_ppl", 2, real + halves), show("average test loss", "avg_test_loss", 4, real + halves),
+           show("average test perplexity", "avg_test_ppl", 2, real + halves),
+           show("average test loss", "avg_test_loss", 4, real + halves),
            show("perplexity against a static run at the method's own average mixture", "avg_test_ppl", 2, averages,
                 lambda row: f"average of {row['name']}"),
            show("perplexity against stratified with the same total steps", "avg_test_ppl", 2, costly,
@@ -853,8 +863,8 @@ def landscape(plt, mine, parts, path):
         if len(parts) == 2:
             axis.plot(P[:, 0], values, "o-", color="grey")
             for j, (name, p) in enumerate(at.items()):                        # beyond the sweep nothing is known: no mark
-                axis.plot(p[0], np.interp(p[0], *zip(*sorted(zip(P[:, 0], values))), np.nan, np.nan), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7],
-                          markersize=7, label=name)
+                height = np.interp(p[0], *zip(*sorted(zip(P[:, 0], values))), np.nan, np.nan)
+                axis.plot(p[0], height, "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7], markersize=7, label=name)
             axis.set(xlabel=f"share of {parts[0]}", ylabel=f"average validation {unit}")
         else:
             corner = np.array([[0, 0], [1, 0], [.5, .75 ** .5]])
@@ -862,7 +872,8 @@ def landscape(plt, mine, parts, path):
             dots = axis.scatter(*(P @ corner).T, c=values, cmap="viridis_r", s=120)
             figure.colorbar(dots, ax=axis, label=f"average validation {unit}")
             for j, (name, p) in enumerate(at.items()):
-                axis.plot(*(p @ corner), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7], markeredgecolor="white", markersize=8, label=name)
+                axis.plot(*(p @ corner), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7], markeredgecolor="white", markersize=8,
+                          label=name)
             for part, (x, y) in zip(parts, corner):
                 axis.annotate(part, (x, y), ha="center", va="bottom" if y else "top")
             axis.axis("off")
@@ -889,6 +900,7 @@ def own_matrices(trainer, history, saved, G, laws):
     u, steps, m, main = history.uniform, trainer.config.steps, history.m, trainer.run("main")
 
     def learn_params(h):
+        h.rows, h.rng = [], np.random.default_rng(h.seed)
         yield aioli.Train(u, 0)
         return (yield from aioli.learn_params(h, np.arange(m)))
     own = {name: -law.gradient(u) for name, law in laws.items()}
@@ -897,7 +909,7 @@ def own_matrices(trainer, history, saved, G, laws):
     own["doremi"] = np.diag(np.nanmean(excess, axis=0))
     own["doge"] = np.nanmean([trainer.answer(aioli.Peek(u, steps, "main"))["signals"]["A"] for _ in range(16)], axis=0)
     main.load(copy.deepcopy(saved))
-    own["aioli"] = returned(learn_params(h := aioli.History(history.groups, history.sizes, history.batch, history.seed)), trainer, h)
+    own["aioli"] = returned(learn_params(h := copy.copy(history)), trainer, h)
     main.load(copy.deepcopy(saved))
     own["horizon"] = -aioli.forecast(history, steps * history.batch).gradient(u)
     return {name: own[name] for name in JUDGED if name in own}
@@ -935,15 +947,9 @@ def fidelity(config):
     history = aioli.History(corpus.groups, [len(t) for t in corpus.train], config.batch, config.seed)
     windows = trainer.fixed(corpus.val, 4 * config.val_windows, seed=1)
     P = aioli.cover(history.m, max(9, 2 * history.m + 1), np.random.default_rng(0))
-    try:
-        rows = json.loads(Path(config.table).read_text())["rows"]
-    except (OSError, ValueError, KeyError):
-        rows = []
-    sweep = next((row["sweep"] for row in rows if (row["name"], row["groups"], row["seed"]) == ("grid", config.groups, config.seed)),
-                 None)
-    if not sweep:
+    if not (sweep := rows_of(Path(config.table)).get(("grid", config.groups, config.seed), {}).get("sweep")):
         print(f"{config.groups}: no run of grid with seed {config.seed} in {config.table}, so dml and power are left out")
-    Q, L = (np.array(side) for side in zip(*sweep)) if sweep else (None, None)
+    Q, L = map(np.array, zip(*sweep)) if sweep else ([], [])
     laws = {name: LAWS[name](Q, L) for name in LAWS} if sweep else {}
     fits = [dict(law=LAW_NAMES[name], runs=len(Q), mse=1000 * float(mse.mean()), r2=float(r2.mean()))
             for name, law in laws.items() for r2, mse, _ in [aioli.quality(law, Q, L)]]
@@ -962,13 +968,12 @@ def fidelity(config):
             A = aioli.fit_linear_dynamic(shares, drops)
             halves = [aioli.fit_linear_dynamic(shares[side], drops[side]) for side in (slice(len(P)), slice(len(P), None))]
             own = own_matrices(trainer, history, saved, G, laws)
-            error = ((drops - shares @ A.T) ** 2).mean(0)
-            step = trainer.run("main").step
+            step, error = trainer.run("main").step, ((drops - shares @ A.T) ** 2).mean(0)
+            both = lambda B, C: [aioli.similarity(B, C), aioli.similarity(B, C, centred=True)]
             fits.append(dict(law=f"linear, dynamic, step {step}", runs=len(shares), mse=1000 * float(error.mean()),
                              r2=float((1 - error / drops.var(0)).mean())))
-            points.append(dict(step=step, A=A, error=aioli.standard_errors(shares, drops, A),
-                               ceiling=[aioli.similarity(*halves, centred) for centred in (False, True)], own=own,
-                               sim={name: [aioli.similarity(B, A, centred) for centred in (False, True)] for name, B in own.items()}))
+            points.append(dict(step=step, A=A, error=aioli.standard_errors(shares, drops, A), ceiling=both(*halves), own=own,
+                               sim={name: both(B, A) for name, B in own.items()}))
             print(f"{config.groups}: step {step} of {config.steps}, {len(shares)} forks of {config.fork} steps", flush=True)
     finally:
         torch.set_flush_denormal(False)
@@ -979,10 +984,11 @@ def fidelity(config):
 def fidelities(config):
     """fidelity() of every data set, a process each -> tables on the terminal and in fidelity.md, figure3.png. ValueError."""
     folder, sets = Path(config.out or "out/fidelity"), data.SETS if config.groups == "sets" else [config.groups]
-    own = ["--fork", str(config.fork), "--table", config.table, "--seed", str(config.seed), "--cache", config.cache, "--out", str(folder)]
+    same = ["--fork", str(config.fork), "--table", config.table, "--seed", str(config.seed), "--cache", config.cache,
+            "--out", str(folder), *shared_flags(config), "--fidelity", "--jobs", "1"]
 
     def work(groups):
-        path, flags = folder / groups / "fidelity.json", ["--fidelity", "--jobs", "1", "--groups", groups, *own, *shared_flags(config)]
+        path, flags = folder / groups / "fidelity.json", [*same, "--groups", groups]
         asked = json.dumps(dataclasses.asdict(parse(flags)[0]))
         if not path.exists() or json.dumps(json.loads(path.read_text())["config"]) != asked:
             separately(groups, flags)
@@ -1010,58 +1016,65 @@ def judge(found, path, folder):
         [f"| {title} | {' | '.join(found)} | mean |", "|---" * (len(found) + 2) + "|"] +
         [f"| {name} | {' | '.join(f'{cells[name, g]:.3f}' if (name, g) in cells else '' for g in found)} | "
          f"{mean(v for (n, _), v in cells.items() if n == name):.3f} |" for name in names if any(n == name for n, _ in cells)])
-    laws = list(dict.fromkeys(fit["law"] for result in found.values() for fit in result["fits"]))
-    parts = [grid(f"fit of each law: {title}", laws, {(fit["law"], g): fit[key] for g, result in found.items() for fit in result["fits"]})
+    fits = {(fit["law"], g): fit for g, result in found.items() for fit in result["fits"]}
+    parts = [grid(f"fit of each law: {title}", dict.fromkeys(law for law, _ in fits), {at: fit[key] for at, fit in fits.items()})
              for title, key in (("R^2", "r2"), ("MSE, in 0.001 nats^2", "mse"))]
     sims = [{}, {}, {}]
     for g, result in found.items():
-        for name in ("ceiling", *JUDGED):
-            told = [point["ceiling"] if name == "ceiling" else [*point["sim"][name], aioli.similarity(
-                    point["own"][name], point["own"]["dml"], True) if "dml" in point["own"] and name not in LAWS else math.nan]
-                    for point in result["points"] if name == "ceiling" or name in point["own"]]
-            for cells, values in zip(sims, zip(*told)):
-                if not math.isnan(mean(values)):
-                    cells[name, g] = mean(values)
+        for point in result["points"]:
+            far = lambda name: name not in LAWS and "dml" in point["own"]     # the two static laws come from the sweep itself
+            whole = {name: [aioli.similarity(B, point["own"]["dml"], True)] for name, B in point["own"].items() if far(name)}
+            for name, values in {"ceiling": point["ceiling"], **point["sim"]}.items():
+                for cells, value in zip(sims, values + whole.get(name, [])):
+                    cells.setdefault((name, g), []).append(value)
+    sims = [{at: mean(values) for at, values in cells.items()} for cells in sims]
     parts += [grid(f"{title}; mean of three points", ("ceiling", *JUDGED), cells) for title, cells in zip(SIMS, sims) if cells]
 
     details = []
     for g, result in found.items():
-        details.append(f"| {g}: column sums of A | {' | '.join(result['groups'])} |\n" + "|---" * (len(result["groups"]) + 1) + "|")
+        lines = [f"| {g}: column sums of A | {' | '.join(result['groups'])} |", "|---" * (len(result["groups"]) + 1) + "|"]
         for point in result["points"]:
             A, error = np.array(point["A"]), np.array(point["error"])
             cells = [f"{s:+.4f} ± {e:.4f}" for s, e in zip(A.sum(0), np.sqrt((error ** 2).sum(0)))]
-            details[-1] += f"\n| A*, step {point['step']}, nats per fork ± standard error | {' | '.join(cells)} |"
+            lines.append(f"| A*, step {point['step']}, nats per fork ± standard error | {' | '.join(cells)} |")
             for name, B in point["own"].items():
-                s = np.array(B).sum(0)
-                details[-1] += f"\n| {name}, share of the sum of magnitudes | {' | '.join(f'{v:+.3f}' for v in s / np.abs(s).sum())} |"
-    if not path.exists():
-        return "\n\n".join([*parts, f"no Figure 3: there is no comparison in {path}"]), "\n\n".join(details)
+                s = np.sum(B, axis=0)
+                lines.append(f"| {name}, in parts | {' | '.join(f'{v:+.3f}' for v in s / np.abs(s).sum())} |")
+        details.append("\n".join(lines))
 
-    rows = {(row["name"], row["groups"], row["seed"]): row for row in json.loads(path.read_text())["rows"]}
-    dots = {key: {(name, g): mean(100 * (1 - row[key] / other[key]) for row, other in pairs) for name in JUDGED for g in found
-                  if (pairs := partners(rows, name, g))} for key in ("avg_test_ppl", "avg_test_loss")}
-    lines = ["Figure 3, R^2 of the improvement over stratified in per cent, a dot per method and data set (the paper: 0.491):"]
-    for key, gain in dots.items():
-        for title, cells in zip(SIMS, sims):
-            both = np.array([(cells[at], gain[at]) for at in cells if at in gain])
-            if len(both) > 2:
-                r = np.corrcoef(both.T)[0, 1]
-                lines.append(f"- average test {'perplexity' if key == 'avg_test_ppl' else 'loss'}, {title}: {r * r:.3f} (r {r:+.2f}, {len(both)} dots)")
-    if plt := pyplot():
-        figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True, layout="constrained")
-        for axis, title, cells in zip(axes, SIMS, sims):
-            for j, name in enumerate(JUDGED):
-                mine = [(cells[name, g], max(dots["avg_test_loss"][name, g], -3)) for g in found
-                        if (name, g) in cells and (name, g) in dots["avg_test_loss"]]
-                if mine:
-                    axis.plot(*zip(*mine), "sD^v<>P"[j], color=COLOURS[j], label=name, alpha=.8)
-            axis.axhline(0, color="black", linewidth=.8)
-            axis.set(xlabel=title, xlim=(-1.08, 1.08))
-        axes[0].set_ylabel("average test loss below\nstratified, per cent (cut at -3)")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small", frameon=False)
-        figure.savefig(folder / "figure3.png", dpi=130)
-        plt.close(figure)
-    return "\n\n".join([*parts, "\n".join(lines)]), "\n\n".join(details)
+    if rows := rows_of(path):
+        gain = {(name, g, key): mean(100 * (1 - row[key] / other[key]) for row, other in pairs) for name in JUDGED for g in found
+                if (pairs := partners(rows, name, g)) for key in ("avg_test_ppl", "avg_test_loss")}
+        lines = ["Figure 3, R^2 of the improvement over stratified in per cent, a dot per method and data set (the paper: 0.491):"]
+        for key, what in (("avg_test_ppl", "perplexity"), ("avg_test_loss", "loss")):
+            for title, cells in zip(SIMS, sims):
+                dots = np.array([(cells[at], gain[*at, key]) for at in cells if (*at, key) in gain])
+                if len(dots) > 2:
+                    r = np.corrcoef(dots.T)[0, 1]
+                    lines.append(f"- average test {what}, {title}: {r * r:.3f} (r {r:+.2f}, {len(dots)} dots)")
+        parts.append("\n".join(lines))
+        figure3(sims, gain, folder / "figure3.png")
+    else:
+        parts.append(f"no Figure 3: there is no comparison in {path}")
+    return "\n\n".join(parts), "\n\n".join(details)
+
+def figure3(sims, gain, path):
+    """Improvement in average test loss over each of SIMS, a dot per method and data set. Needs matplotlib."""
+    if (plt := pyplot()) is None:
+        return
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True, layout="constrained")
+    for axis, title, cells in zip(axes, SIMS, sims):
+        for j, name in enumerate(JUDGED):
+            dots = [(x, max(gain[*at, "avg_test_loss"], -3)) for at, x in cells.items()
+                    if at[0] == name and (*at, "avg_test_loss") in gain]
+            if dots:
+                axis.plot(*zip(*dots), "sD^v<>P"[j], color=COLOURS[j], label=name, alpha=.8)
+        axis.axhline(0, color="black", linewidth=.8)
+        axis.set(xlabel=title, xlim=(-1.08, 1.08))
+    axes[0].set_ylabel("average test loss below\nstratified, per cent (cut at -3)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small", frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line: flags are made from Config and from the method's keyword arguments.
