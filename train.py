@@ -133,7 +133,7 @@ class Trainer:
         self.shape = dataclasses.replace(preset, vocab=max(preset.vocab, corpus.vocab))
         self.val = self.fixed(corpus.val, config.val_windows, seed=1)
         self.targets = np.random.default_rng([config.seed, 2])                # which validation windows DoGE aims at
-        self.runs, self.peeked, self.done, self.curve = {}, {}, None, []
+        self.runs, self.peeked, self.flat, self.done, self.curve = {}, {}, None, None, []
         self.stopping, self.eval_seconds, self.on_step = False, 0.0, lambda *_: None
 
     def fixed(self, tokens, count, seed):
@@ -223,19 +223,23 @@ class Trainer:
             val_x, val_y, of_group = self.val
             own = [np.flatnonzero(group == j) for j in range(self.m)]
             aim = [self.targets.choice(np.flatnonzero(of_group == i), max(1, len(x) // self.m)) for i in range(self.m)]
-            G = [self.gradient(run, x[rows], y[rows]) if len(rows) else None for rows in own]
-            V = torch.stack([self.gradient(run, val_x[rows], val_y[rows]) for rows in aim])      # (m, parameters)
-            self.peeked[request.on] = G
-            G = torch.stack([torch.full_like(V[0], math.nan) if g is None else g for g in G])    # (m, parameters)
+            if self.flat is None:                                             # kept: 2 m new ones a step would tear memory to pieces
+                self.flat = torch.empty(2, self.m, sum(w.numel() for w in run.model.parameters()), device=self.device)
+            G, V = self.flat                                                  # (m, parameters) each
+            for rows, out in zip(own, G):
+                self.gradient(run, x[rows], y[rows], out) if len(rows) else out.fill_(math.nan)
+            for rows, out in zip(aim, V):
+                self.gradient(run, val_x[rows], val_y[rows], out)
+            self.peeked[request.on] = [g if len(rows) else None for rows, g in zip(own, G)]
             signals = dict(A=(V @ G.T).double().cpu().numpy(), norm=G.norm(dim=1).double().cpu().numpy(),
                            target_norm=float(V.mean(0).norm()))
         return dict(signals=signals, windows=counts, lr=self.lr(run))
 
-    def gradient(self, run, x, y):
-        """Gradient of the mean loss of these windows, flat: (parameters,)."""
+    def gradient(self, run, x, y, out):
+        """Gradient of the mean loss of these windows, flat, into out: (parameters,)."""
         with self.cast:
             loss = run.forward(x, y).mean()
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.model.parameters()))])
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.model.parameters()))], out=out)
 
     def update(self, request):
         """Answer an Update request: a step on sum_j w_j (loss of group j), from what Peek left."""
