@@ -858,29 +858,31 @@ def compare_pictures(rows, sets, folder):
             landscape(plt, mine, parts, folder / f"landscape-{groups.replace('+', '-')}.png")
 
 def landscape(plt, mine, parts, path):
-    """Average validation loss and perplexity over the simplex, from the sweep, and each method's average mixture."""
-    P, L = (np.array(side) for side in zip(*mine["grid"]["sweep"]))
-    at = {name: np.array(list(row["realised_mixture"].values())) for name, row in mine.items()}
-    at = {name: p for name, p in at.items() if ":" in name or name in ("skillit", "doremi", "doge", "aioli", "horizon")}
+    """Average validation loss and perplexity of the sweep's mixtures; where each method went (line) and was on average."""
+    P, L = map(np.array, zip(*mine["grid"]["sweep"]))
+    shown = {name: row for name, row in mine.items() if ":" in name or name in ("skillit", "doremi", "doge", "aioli", "horizon")}
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, values, unit in ((axes[0], L.mean(1), "loss, nats per token"), (axes[1], np.exp(L).mean(1), "perplexity")):
         if len(parts) == 2:
-            axis.plot(P[:, 0], values, "o-", color="grey")
-            for j, (name, p) in enumerate(at.items()):                        # beyond the sweep nothing is known: no mark
-                height = np.interp(p[0], *zip(*sorted(zip(P[:, 0], values))), np.nan, np.nan)
-                axis.plot(p[0], height, "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7], markersize=7, label=name)
+            known = sorted(zip(P[:, 0], values))
+            place = lambda p: (p[:, 0], np.interp(p[:, 0], *zip(*known), np.nan, np.nan))      # beyond the sweep: no mark
+            axis.plot(*zip(*known), "o-", color="grey")
             axis.set(xlabel=f"share of {parts[0]}", ylabel=f"average validation {unit}")
         else:
             corner = np.array([[0, 0], [1, 0], [.5, .75 ** .5]])
+            place = lambda p: (p @ corner).T
             axis.fill(*corner.T, fill=False, edgecolor="grey")
-            dots = axis.scatter(*(P @ corner).T, c=values, cmap="viridis_r", s=120)
+            dots = axis.scatter(*place(P), c=values, cmap="Greys", s=160, edgecolors="grey")
             figure.colorbar(dots, ax=axis, label=f"average validation {unit}")
-            for j, (name, p) in enumerate(at.items()):
-                axis.plot(*(p @ corner), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7], markeredgecolor="white", markersize=8,
-                          label=name)
             for part, (x, y) in zip(parts, corner):
                 axis.annotate(part, (x, y), ha="center", va="bottom" if y else "top")
             axis.axis("off")
+        for j, (name, row) in enumerate(shown.items()):
+            went, average = [list(p.values()) for _, p in row["mixtures"]], [list(row["realised_mixture"].values())]
+            line = [np.linspace(p, q, 20) for p, q in zip(went, went[1:] or went)]         # fine enough to follow the curve
+            axis.plot(*place(np.concatenate(line)), color=COLOURS[j % 7], linewidth=1)
+            axis.plot(*place(np.array(average)), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7], markeredgecolor="white", markersize=8,
+                      label=name)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small", frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
