@@ -344,23 +344,27 @@ def test_the_restricted_setting_is_held_against_the_priors_own_mixture_and_count
            "surely in 1, surely worse in 1; difference in perplexity: mean +0.00, median +0.00" in text
 
 
-def test_a_prior_of_the_comparison_is_learnt_once_on_half_length_runs_and_every_later_run_pays_for_it(texts, tmp_path):
+def test_a_prior_of_the_comparison_is_learnt_once_on_half_length_runs_and_who_follows_pays_for_it(texts, tmp_path):
     small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "6", "--batch", "2",
              "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path / "o"), "--groups", "code+law", "--seeds", "1"]
-    assert train.main([*small, "--method", "natural", "--prior", "grid,doremi"]) == 0
-    rows = {r["name"]: r for r in json.loads((tmp_path / "o" / "compare.json").read_text())["rows"]}
-    assert len(rows) == 5
-    for prior, cost in (("grid", 9 * 3), ("doremi", 2 * 3)):                             # runs of 3 of the 6 steps
-        learnt = rows[f"half {prior}"]
-        assert learnt["extra_steps"] == cost and learnt["steps"] == 6
-        assert len(learnt["mixtures"]) == 1                                               # throughout
-        after = rows[f"natural after {prior}"]
-        assert after["extra_steps"] == cost and after["steps"] == 6
-        (at, first), (half, _) = after["mixtures"]
-        assert (at, half) == (0, 3) and first == pytest.approx(learnt["mixtures"][0][1])
-        known = [json.loads(line) for line in
-                 (tmp_path / "o" / "code+law" / f"natural-after-{prior}-s0" / "history.jsonl").read_text().splitlines()]
-        assert all(line["on"] == "main" for line in known)                            # nothing was learnt again
+    assert train.main([*small, "--method", "natural", "--prior", "doremi"]) == 0
+    rows = {name: row for (name, *_), row in train.rows_of(tmp_path / "o" / "compare.json").items()}
+    learnt, after = rows["half doremi"], rows["natural after doremi"]
+    assert learnt["extra_steps"] == after["extra_steps"] == 2 * 3 and learnt["steps"] == after["steps"] == 6
+    assert len(learnt["mixtures"]) == 1                                                   # throughout
+    (at, first), (half, _) = after["mixtures"]
+    assert (at, half) == (0, 3) and first == pytest.approx(learnt["mixtures"][0][1])
+    history = (tmp_path / "o" / "code+law" / "natural-after-doremi-s0" / "history.jsonl").read_text()
+    assert all(json.loads(line)["on"] == "main" for line in history.splitlines())         # nothing was learnt again
+
+
+def test_what_others_wait_for_comes_first_and_all_halves_share_one_sweep():
+    names = ["half dml", "aioli after dml", "half grid", "horizon:perplexity after grid", "half doge", "aioli after doge"]
+    jobs = train.jobs_of({name: () for name in names}, "a+b", 0, controls=False)
+    needs, order = {job.name: job.needs for job in jobs}, [job.name for job in jobs]
+    assert needs == {"half dml": "", "half grid": "half dml", "half doge": "", "aioli after dml": "half dml",
+                     "horizon:perplexity after grid": "half grid", "aioli after doge": "half doge"}
+    assert all(order.index(needs[name]) < order.index(name) for name in names if needs[name])
 
 
 def test_a_row_may_have_settings_of_its_own():
