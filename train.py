@@ -1012,11 +1012,11 @@ def fidelities(config):
     write(folder / "fidelity.md", f"{summary}\n\n{details}\n")
     print(f"\n{summary}\n\nevery column sum of every method: {folder}/fidelity.md")
 
-SIMS = ("sim of A with A*", "sim with A*, centred", "sim with the A of whole runs, centred")
+SIMS = ("sim of A with A*", "sim with A*, centred")
 
 def judge(found, path, folder):
-    """What the results of fidelity(), {data set: result}, say -> summary, details, Markdown; figure3.png, if `path` is a
-    comparison. The A of whole runs is that of the log-linear law of the sweep, at uniform."""
+    """What the results of fidelity(), {data set: result}, say -> summary, details, both Markdown; and figure3.png, if
+    there is a comparison at `path`."""
     mean = lambda values: float(np.mean(list(values)))
     grid = lambda title, names, cells: "\n".join(
         [f"| {title} | {' | '.join(found)} | mean |", "|---" * (len(found) + 2) + "|"] +
@@ -1025,16 +1025,13 @@ def judge(found, path, folder):
     fits = {(fit["law"], g): fit for g, result in found.items() for fit in result["fits"]}
     parts = [grid(f"fit of each law: {title}", dict.fromkeys(law for law, _ in fits), {at: fit[key] for at, fit in fits.items()})
              for title, key in (("R^2", "r2"), ("MSE, in 0.001 nats^2", "mse"))]
-    sims = [{}, {}, {}]
+    sims = [{}, {}]
     for g, result in found.items():
-        for point in result["points"]:
-            far = lambda name: name not in LAWS and "dml" in point["own"]     # the two static laws come from the sweep itself
-            whole = {name: [aioli.similarity(B, point["own"]["dml"], True)] for name, B in point["own"].items() if far(name)}
-            for name, values in {"ceiling": point["ceiling"], **point["sim"]}.items():
-                for cells, value in zip(sims, values + whole.get(name, [])):
-                    cells.setdefault((name, g), []).append(value)
-    sims = [{at: mean(values) for at, values in cells.items()} for cells in sims]
-    parts += [grid(f"{title}; mean of three points", ("ceiling", *JUDGED), cells) for title, cells in zip(SIMS, sims) if cells]
+        for name in ("ceiling", *result["points"][0]["sim"]):
+            told = [point["ceiling"] if name == "ceiling" else point["sim"][name] for point in result["points"]]
+            for cells, values in zip(sims, zip(*told)):
+                cells[name, g] = mean(values)
+    parts += [grid(f"{title}; mean of three points", ("ceiling", *JUDGED), cells) for title, cells in zip(SIMS, sims)]
 
     details = []
     for g, result in found.items():
@@ -1056,8 +1053,8 @@ def judge(found, path, folder):
             for title, cells in zip(SIMS, sims):
                 dots = np.array([(cells[at], gain[*at, key]) for at in cells if (*at, key) in gain])
                 if len(dots) > 2:
-                    r = np.corrcoef(dots.T)[0, 1]
-                    lines.append(f"- average test {what}, {title}: {r * r:.3f} (r {r:+.2f}, {len(dots)} dots)")
+                    r, rho = np.corrcoef(dots.T)[0, 1], np.corrcoef(*map(aioli.ranks, dots.T))[0, 1]
+                    lines.append(f"- average test {what}, {title}: {r * r:.3f} (r {r:+.2f}, of ranks {rho:+.2f}; {len(dots)} dots)")
         parts.append("\n".join(lines))
         figure3(sims, gain, folder / "figure3.png")
     else:
@@ -1065,19 +1062,19 @@ def judge(found, path, folder):
     return "\n\n".join(parts), "\n\n".join(details)
 
 def figure3(sims, gain, path):
-    """Improvement in average test loss over each of SIMS, a dot per method and data set. Needs matplotlib."""
+    """Improvement in average test perplexity over each of SIMS, a dot per method and data set. Needs matplotlib."""
     if (plt := pyplot()) is None:
         return
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     for axis, title, cells in zip(axes, SIMS, sims):
         for j, name in enumerate(JUDGED):
-            dots = [(x, max(gain[*at, "avg_test_loss"], -3)) for at, x in cells.items()
-                    if at[0] == name and (*at, "avg_test_loss") in gain]
+            dots = [(x, max(gain[*at, "avg_test_ppl"], -16)) for at, x in cells.items()
+                    if at[0] == name and (*at, "avg_test_ppl") in gain]
             if dots:
                 axis.plot(*zip(*dots), "sD^v<>P"[j], color=COLOURS[j], label=name, alpha=.8)
         axis.axhline(0, color="black", linewidth=.8)
-        axis.set(xlabel=title, xlim=(-1.08, 1.08))
-    axes[0].set_ylabel("average test loss below\nstratified, per cent (cut at -3)")
+        axis.set(xlabel=title, xlim=(-1.08, 1.08), ylim=(-17, 15))
+    axes[0].set_ylabel("average test perplexity below\nstratified, per cent (cut at -16)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small", frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
