@@ -769,7 +769,7 @@ def table(rows, sets, title, key, digits, names, against=lambda row: "stratified
         extra = np.mean([row["extra_steps"] / row["steps"] for row in mine])
         ratio = np.median([row["wall_seconds"] / other["wall_seconds"] for g in sets for row, other in partners(rows, name, g)])
         lines.append(f"| {name} | {' | '.join(shown.get(g, '') for g in sets)} | {counts[0]} | {counts[1]} | {extra:.1f} | "
-                     f"{ratio:.2f} | {len({row['seed'] for row in mine})} |")
+                     f"{ratio:.2f} | {len({row['seed'] for pair in pairs.values() for row, _ in pair})} |")
     return "\n".join(lines)
 
 def tally(rows, sets, method, priors):
