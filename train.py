@@ -723,7 +723,7 @@ def run_all(config, jobs, rows, folder):
                 saved = dict(flags=shared_flags(config), versions=versions(), rows=list(rows.values()))
                 write(folder / "compare.json", json.dumps(saved))
                 spent = time.perf_counter() - began
-                print(f"{ended:>4}/{len(todo)}  {row['name']:<30}{row['groups']:<18} seed {row['seed']}  perplexity "
+                print(f"{ended:>4}/{len(todo)}  {row['name']:<34}{row['groups']:<18} seed {row['seed']}  perplexity "
                       f"{row['avg_test_ppl']:7.3f}  {spent / 60:5.1f} min, about {spent / ended * (len(todo) - ended) / 60:.0f} left",
                       flush=True)
         except (KeyboardInterrupt, Stop):
