@@ -667,6 +667,8 @@ def compare(config, settings):
     names = list(ROWS) if config.quick or config.method == "all" else config.method.split(",")
     if config.prior:
         priors = PRIORS if config.prior == "all" else config.prior.split(",")
+        for prior in priors:
+            pick("prior", prior, aioli.METHODS)
         names = [f"half {prior}" for prior in priors] + [f"{name} after {prior}" for name in names if name != "stratified"
                                                          for prior in priors]
     names = list(dict.fromkeys(["stratified", *names]))
@@ -921,7 +923,11 @@ def own_matrices(trainer, history, saved, G, laws):
     return {name: own[name] for name in JUDGED if name in own}
 
 def forks(trainer, saved, P, steps, windows):
-    """Short runs from one state, each at a mixture of P and on text of its own -> realised mixtures, falls of each loss."""
+    """Short runs from one state, each at a mixture of P -> realised mixtures, falls of each loss.
+
+    Each starts further along in the text, by what a uniform fork would read; one that reads more of a group than that
+    shares the rest with the next, so that standard errors are a little too small for extreme mixtures.
+    """
     main, shares, drops = trainer.run("main"), [], []
     before = trainer.validate(main, windows)
     for r, p in enumerate(P):

@@ -344,10 +344,18 @@ def test_the_restricted_setting_is_held_against_the_priors_own_mixture_and_count
            "surely in 1, surely worse in 1; difference in perplexity: mean +0.00, median +0.00" in text
 
 
-def test_a_prior_of_the_comparison_is_learnt_once_on_half_length_runs_and_who_follows_pays_for_it(texts, tmp_path):
+def compare_here(monkeypatch, arguments):
+    """A comparison whose runs have no processes of their own, which is quicker; only a main thread may handle Ctrl-C."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train.signal, "signal", lambda *_: None)
+        patch.setattr(train, "separately", lambda name, flags, **output: train.train(*train.parse(flags)))
+        return train.main([*arguments, "--jobs", "1"])
+
+
+def test_a_prior_of_the_comparison_is_learnt_once_on_half_length_runs_and_who_follows_pays_for_it(texts, tmp_path, monkeypatch):
     small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "6", "--batch", "2",
              "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path / "o"), "--groups", "code+law", "--seeds", "1"]
-    assert train.main([*small, "--method", "natural", "--prior", "doremi"]) == 0
+    assert compare_here(monkeypatch, [*small, "--method", "natural", "--prior", "doremi"]) == 0
     rows = {name: row for (name, *_), row in train.rows_of(tmp_path / "o" / "compare.json").items()}
     learnt, after = rows["half doremi"], rows["natural after doremi"]
     assert learnt["extra_steps"] == after["extra_steps"] == 2 * 3 and learnt["steps"] == after["steps"] == 6
@@ -374,10 +382,10 @@ def test_a_row_may_have_settings_of_its_own():
     assert train.parse(flags("aioli:eta=2"))[1]["eta"] == 2.0
 
 
-def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it_was(texts, tmp_path, capsys):
+def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it_was(texts, tmp_path, capsys, monkeypatch):
     small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "3", "--batch", "2",
              "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path / "o"), "--groups", "code+law", "--seeds", "1"]
-    assert train.main([*small, "--method", "grid,grid:perplexity"]) == 0
+    assert compare_here(monkeypatch, [*small, "--method", "grid,grid:perplexity"]) == 0
     said = capsys.readouterr().out
     assert "3/3" in said and "| grid:perplexity |" in said
     rows = json.loads((tmp_path / "o" / "compare.json").read_text())["rows"]
@@ -397,6 +405,7 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
     (["--method", "stratified:loss,dml"], "no objective"),
     (["--method", "doge:perplexity"], "no objective"),
     (["--method", "aioli:rate=2"], "no rate"),
+    (["--method", "aioli", "--prior", "grid:perplexity"], "unknown prior"),
     (["--method", "stratified:eta=2"], "no settings"),
     (["--method", "grid", "--past", "nowhere.jsonl"], "not the history"),
 ])
