@@ -1140,7 +1140,10 @@ def main(argv=None):
     """Exit code 0, 2 for bad input, 1 for a machine that refuses, 130 after Ctrl-C; never a traceback for these."""
     try:
         config, settings = parse(sys.argv[1:] if argv is None else argv)
-        if many(config.method) or many(config.prior) or config.seeds or config.quick:
+        several = many(config.method) or many(config.prior) or config.seeds or config.quick
+        if several and config.fidelity:
+            raise ValueError("--fidelity judges all methods at one --seed; leave out --seeds, --quick and lists of methods")
+        if several:
             compare(config, settings)
         elif config.fidelity:
             fidelity(config) if config.jobs == 1 and config.groups != "sets" else fidelities(config)

@@ -405,6 +405,7 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
     (["--method", "stratified:loss,dml"], "no objective"),
     (["--method", "doge:perplexity"], "no objective"),
     (["--method", "aioli:rate=2"], "no rate"),
+    (["--fidelity", "--seeds", "2"], "at one --seed"),
     (["--method", "aioli", "--prior", "grid:perplexity"], "unknown prior"),
     (["--method", "stratified:eta=2"], "no settings"),
     (["--method", "grid", "--past", "nowhere.jsonl"], "not the history"),
