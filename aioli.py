@@ -658,7 +658,7 @@ def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
 def forecast(h, total):
     """The Forecast for a run of `total` windows, from what the main run has shown so far."""
     seen = h.windows() / total                                                # (t, m)
-    ready = seen.sum(1) > .08 - 1e-9                                          # before, the rate is still warming up or just has
+    ready = seen.sum(1) > .08 - 1e-9                                          # before, the rate is (nearly) still warming up
     return fit_forecast(seen[ready], np.array([row.share for row in h.trained()])[ready], h.losses()[ready])
 
 def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objective="loss"):
@@ -666,10 +666,10 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
 
     Aioli's A is what the next few steps do, and much of that is recency: a group helps itself, and it is soon forgotten.
     Here the law is a Forecast for the end of the run, fitted to its own validation losses; the solver is direct, over
-    the simplex, and a step moves no log share by more than `reach` before they are scaled to sum 1 (which also keeps one bad forecast from mattering,
-    and shows the law a mixture that it has not seen). A^t = minus the law's gradient. No probes, no extra runs: extra
-    cost rounds * last validations. Training is uniform at first and stays where it is at the end, where the falling
-    learning rate hides what tokens do.
+    the simplex, and a step moves no log share by more than `reach` before they are scaled to sum 1 (which also keeps one
+    bad forecast from mattering, and shows the law a mixture that it has not seen). A^t = minus the law's gradient. No
+    probes, no extra runs: extra cost rounds * last validations. Training is uniform at first and stays where it is at
+    the end, where the falling learning rate hides what tokens do.
     rounds: validations in a run, were they to go on to its end.  wait: share of the run before the first forecast.
     last: share of the run after which the mixture stays.  reach: largest change of a log share per round.
     floor: least share of a group in a plan.  objective: average loss, or average perplexity.

@@ -114,6 +114,8 @@ class Run:
                     sampler=self.sampler.state_dict(), step=self.step, of=self.of)
 
     def load(self, state):
+        """Go to a saved state, which stays as it is and can be loaded again."""
+        state = copy.deepcopy(state)                                          # an optimizer would go on in its very tensors
         self.model.load_state_dict(state["model"])
         if state["optimizer"]:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -564,8 +566,7 @@ ROWS = ("stratified", "grid", "dml", "power", "skillit", "doremi", "doge", "aiol
         "grid:perplexity", "power:perplexity", "aioli:perplexity", "horizon:perplexity")
 QUICK = ("python+csv", "python+prose")
 NOT_SHARED = ("method", "groups", "seed", "out", "resume", "runs", "holdout", "seeds", "quick", "controls", "jobs", "past",
-              "fidelity", "fork", "table",
-              "prior", "cache")
+              "fidelity", "fork", "table", "prior", "cache")
 PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
 
 def scratch_runs(config):
@@ -916,9 +917,9 @@ def own_matrices(trainer, history, saved, G, laws):
     excess = [trainer.answer(aioli.Peek(u, steps, "main", "reference"))["signals"]["excess"] for _ in range(16)]
     own["doremi"] = np.diag(np.nanmean(excess, axis=0))
     own["doge"] = np.nanmean([trainer.answer(aioli.Peek(u, steps, "main"))["signals"]["A"] for _ in range(16)], axis=0)
-    main.load(copy.deepcopy(saved))
+    main.load(saved)
     own["aioli"] = returned(learn_params(h := copy.copy(history)), trainer, h)
-    main.load(copy.deepcopy(saved))
+    main.load(saved)
     own["horizon"] = -aioli.forecast(history, steps * history.batch).gradient(u)
     return {name: own[name] for name in JUDGED if name in own}
 
@@ -931,14 +932,14 @@ def forks(trainer, saved, P, steps, windows):
     main, shares, drops = trainer.run("main"), [], []
     before = trainer.validate(main, windows)
     for r, p in enumerate(P):
-        main.load(copy.deepcopy(saved))
+        main.load(saved)
         main.sampler.plan(np.full(len(p), 1 / len(p)), r * steps)             # what the earlier forks have read, unread
         for _ in range(r * steps):
             main.sampler.batch()
         counts = trainer.answer(aioli.Train(p, steps))["windows"]
         shares.append(counts / counts.sum())
         drops.append(before - trainer.validate(main, windows))
-    main.load(copy.deepcopy(saved))
+    main.load(saved)
     return np.array(shares), np.array(drops)
 
 def fidelity(config):
@@ -1133,7 +1134,7 @@ def parse(argv):
     return Config(**{name: seen[name] for name in fields}), {name: seen[name] for name in settings}
 
 def many(method):
-    """Whether --method asks for a comparison."""
+    """Whether --method or --prior asks for a comparison."""
     return "," in method or ":" in method or method == "all"
 
 def main(argv=None):
