@@ -926,17 +926,15 @@ def own_matrices(trainer, history, saved, G, laws):
 def forks(trainer, saved, P, steps, windows):
     """Short runs from one state, each at a mixture of P -> realised mixtures, falls of each loss.
 
-    Each starts further along in the text, by what a uniform fork would read; one that reads more of a group than that
-    shares the rest with the next, so that standard errors are a little too small for extreme mixtures.
+    Each goes on in every group's text where the one before it stopped, so no two read the same.
     """
     main, shares, drops = trainer.run("main"), [], []
-    before = trainer.validate(main, windows)
-    for r, p in enumerate(P):
+    before, drawn = trainer.validate(main, windows), np.array(main.sampler.drawn)
+    for p in P:
         main.load(saved)
-        main.sampler.plan(np.full(len(p), 1 / len(p)), r * steps)             # what the earlier forks have read, unread
-        for _ in range(r * steps):
-            main.sampler.batch()
+        main.sampler.drawn[:] = drawn
         counts = trainer.answer(aioli.Train(p, steps))["windows"]
+        drawn += counts
         shares.append(counts / counts.sum())
         drops.append(before - trainer.validate(main, windows))
     main.load(saved)
