@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -92,6 +92,15 @@ def device(name):
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name}: this torch cannot use it; try auto or cpu") from None
+
+@contextmanager
+def no_denormals():
+    """Tiny gradients must not slow a CPU down; what comes after keeps IEEE arithmetic."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 class Run:
     """One model in training: "main", or a scratch run that a method asked for."""
@@ -417,6 +426,10 @@ def pyplot():
     except ImportError:
         print("for pictures: pip install matplotlib")
 
+def save(plt, figure, path):
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")     # Okabe and Ito: safe for all eyes
 
 def picture(result, history, path):
@@ -434,8 +447,7 @@ def picture(result, history, path):
     top.set(ylabel="mixture (share of windows)", ylim=(0, None), title=f"{result['method']}, seed {result['seed']}")
     bottom.set(xlabel="step", ylabel="validation loss (nats per token)")
     top.legend(ncols=4, fontsize="small", frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(plt, figure, path)
 
 def pick(what, name, options):
     """options[name], or an error that names the nearest."""
@@ -537,9 +549,9 @@ def train(config, settings, corpus=None):
     print(f"{config.method} on {'+'.join(corpus.groups)}: {config.steps} steps of {config.batch} x {trainer.shape.window} "
           f"tokens, {config.preset} model, {trainer.device}, seed {config.seed}", flush=True)
     before = signal.signal(signal.SIGINT, lambda *_: setattr(trainer, "stopping", True))
-    torch.set_flush_denormal(True)                                            # tiny gradients must not slow a CPU down
     try:
-        drive(method, trainer, history, past, known, progress.row)
+        with no_denormals():
+            drive(method, trainer, history, past, known, progress.row)
     except Stop:
         state = dict(trainer=trainer.state(), history=history_lines(history)[1], wall=wall + time.perf_counter() - began)
         part = checkpoint.with_name("checkpoint.pt.part")
@@ -547,7 +559,6 @@ def train(config, settings, corpus=None):
         part.replace(checkpoint)
         raise Stop(f"stopped; go on with the same command and --resume (state in {checkpoint})") from None
     finally:
-        torch.set_flush_denormal(False)                                       # the rest of the process keeps IEEE arithmetic
         signal.signal(signal.SIGINT, before)
     wall += sum(row.seconds for row in known if any(row is other for other in history.rows))   # what was taken over cost, too
     result = summarise(config, settings, trainer, history, wall + time.perf_counter() - began)
@@ -581,6 +592,11 @@ def scratch_runs(config):
             raise ValueError(f"--past {config.past} had --{name} {theirs.get(name)}, not {mine}; its runs are not this run's")
     return [row for row in rows if isinstance(row.request, aioli.Train) and row.request.on != "main"]
 
+def base(name):
+    """The row that a control or a restricted row builds on; "" for others."""
+    method, after, prior = name.partition(" after ")
+    return f"half {prior}" if after else name.removeprefix("average of ") if name.startswith("average of ") else ""
+
 class Job(NamedTuple):
     """One run of the comparison. `name` is its row in the table: METHOD, METHOD:OBJECTIVE or METHOD:SETTING=VALUE:...,
     alone or "after PRIOR"; "half PRIOR", that prior's mixture for the whole run; or a control, "average of METHOD" or
@@ -595,14 +611,15 @@ def method_flags(config, settings, name):
     """The flags of a row, the same for all data; of the method's own flags only those of --method alone count."""
     if name.startswith("half "):
         return "--method", "fixed", "--prior", name.removeprefix("half "), "--first", "1"
-    method, *given = name.partition(" after ")[0].split(":")
+    row = name.partition(" after ")[0]
+    method, *given = row.split(":")
     parameters, changed = inspect.signature(pick("method", method, aioli.METHODS)).parameters, []
     for part in given:
         key, value = part.split("=", 1) if "=" in part else ("objective", part)
         if key not in list(parameters)[2:]:
             raise ValueError(f"{name}: {method} has no {key} to choose, but {', '.join(list(parameters)[2:]) or 'no settings'}")
         changed += [f"--{key.replace('_', '-')}", value]
-    own = [str(part) for key, value in settings.items() if name == config.method and value != parameters[key].default
+    own = [str(part) for key, value in settings.items() if row == config.method and value != parameters[key].default
            for part in (f"--{key.replace('_', '-')}", value)]
     return ("--method", method, *own, *changed)
 
@@ -615,7 +632,7 @@ def shared_flags(config):
 def jobs_of(flags, groups, seed, controls):
     """The runs of one data set and seed, dear ones first; flags: {name: its flags}. All that start with a sweep share one."""
     swept = [name for name in flags if name.removeprefix("half ").split(":")[0] in ("grid", "dml", "power")]
-    after = {name: f"half {name.split(' after ')[1]}" for name in flags if " after " in name}
+    after = {name: base(name) for name in flags if " after " in name}
     order = swept[:1] + [name for name in flags if name not in swept and name not in after] + swept[1:] + list(after)
     needs = dict.fromkeys(swept[1:], swept[0] if swept else "") | after
     jobs = [Job(name, groups, seed, flags[name], needs.get(name, "")) for name in order]
@@ -685,8 +702,9 @@ def compare(config, settings):
         saved = json.loads(path.read_text())
         if saved["flags"] != shared_flags(config):
             raise ValueError(f"{path} was made with the flags {' '.join(saved['flags']) or '(none)'}; use another --out")
-        rows = {key: row for key, row in rows_of(path).items()
-                if settings.get(row["name"], row["settings"]) == row["settings"]}          # the others are run again
+        rows = rows_of(path)
+        again = {key for key, row in rows.items() if settings.get(row["name"], row["settings"]) != row["settings"]}
+        rows = {key: row for key, row in rows.items() if key not in again and (base(key[0]), *key[1:]) not in again}
     cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
     run_all(config, [job for cell in cells for job in jobs_of(flags, *cell, config.controls)], rows, folder)
     if config.controls:
@@ -695,10 +713,10 @@ def compare(config, settings):
         longer = {k: ("--method", "stratified", "--steps", str(k * config.steps)) for _, _, k in budgets if k > 1}
         run_all(config, [Job(f"stratified x{k}", groups, seed, longer[k]) for groups, seed, k in sorted(budgets)
                          if k in longer and (groups, seed) in cells], rows, folder)
-    tables = "\n\n".join(tabulate(rows, sets))
+    tables = "\n\n".join(tabulate(rows))
     write(folder / "compare.md", tables + "\n")
     print("\n" + tables + f"\n\nwritten to {folder}")
-    compare_pictures(rows, sets, folder)
+    compare_pictures(rows, folder)
     return rows
 
 def run_all(config, jobs, rows, folder):
@@ -750,6 +768,13 @@ def rows_of(path):
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     return {(row["name"], row["groups"], row["seed"]): row for row in rows}
 
+def ordered(rows):
+    """Names and data sets of a comparison's rows, ours first in the order of ROWS and SETS -> [name], [data set]."""
+    def sort(column, known):
+        found = dict.fromkeys(key[column] for key in rows)
+        return sorted(found, key=lambda one: known.index(one) if one in known else len(known))
+    return sort(0, list(ROWS)), sort(1, list(data.SETS))
+
 def partners(rows, name, groups, against=lambda row: "stratified"):
     """[(row, partner)]: the runs of one row of the table and those of the same data and seed that they are held against."""
     return [(row, rows[against(row), groups, seed]) for (n, g, seed), row in rows.items()
@@ -785,10 +810,9 @@ def tally(rows, sets, method, priors):
             f"(prior, data set), surely in {surely}, surely worse in {worse}; difference in perplexity: mean "
             f"{np.mean(means):+.2f}, median {np.median(means):+.2f}")
 
-def tabulate(rows, sets):
+def tabulate(rows):
     """The paper's tables, methods x data sets, as Markdown, one string each; rows: {(name, groups, seed): row}."""
-    names = list(dict.fromkeys(name for name, _, _ in rows))
-    names.sort(key=lambda name: ROWS.index(name) if name in ROWS else len(ROWS))
+    names, sets = ordered(rows)
     real = [name for name in names if " " not in name]
     after = sorted((name for name in names if " after " in name), key=lambda name: name.split(" ")[0])
     averages = [name.removeprefix("average of ") for name in names if name.startswith("average of ")]
@@ -804,24 +828,39 @@ def tabulate(rows, sets):
            show("perplexity against stratified with the same total steps", "avg_test_ppl", 2, costly,
                 lambda row: f"stratified x{round(1 + row['extra_steps'] / row['steps'])}"),
            show("perplexity against the prior's mixture throughout", "avg_test_ppl", 2, after,
-                lambda row: f"half {row['name'].split(' after ')[1]}")]
+                lambda row: base(row["name"]))]
     return [part for part in out if part.count("\n") != 1] + [
         tally(rows, sets, method, [name.split(" after ")[1] for name in after if name.startswith(method + " after ")])
         for method in dict.fromkeys(name.split(" after ")[0] for name in after)]
 
-def compare_pictures(rows, sets, folder):
-    """table.png: differences and intervals; mixtures-SET.png: every method's mixture over training, first seed;
-    landscape-SET.png: the sweep's losses, and where each method's average mixture lies (two or three groups)."""
+def compare_pictures(rows, folder):
+    """table.png; and for the first seed of each data set mixtures-SET.png, and landscape-SET.png where there is a sweep of
+    two or three groups."""
     if (plt := pyplot()) is None:
         return
-    names = [name for name in ROWS[1:] if any(name == other for other, _, _ in rows)]
+    names, sets = ordered(rows)
+    names = [name for name in names if " " not in name and name != "stratified"]
+    if not names:
+        return
+    table_picture(plt, rows, names, sets, folder / "table.png")
+    for groups in sets:
+        seed = min(s for _, g, s in rows if g == groups)
+        mine = {name: rows[name, groups, seed] for name in names if (name, groups, seed) in rows}
+        if not mine:
+            continue
+        parts, end = list(next(iter(mine.values()))["realised_mixture"]), f"{groups.replace('+', '-')}.png"
+        mixtures_picture(plt, mine, parts, f"{groups}, seed {seed}; stratified: {rows['stratified', groups, seed]['avg_test_ppl']:.2f}",
+                         folder / f"mixtures-{end}")
+        if "sweep" in mine.get("grid", {}) and len(parts) <= 3:
+            landscape(plt, mine, parts, folder / f"landscape-{end}")
 
+def table_picture(plt, rows, names, sets, path):
+    """The table as dots and intervals."""
     figure, axes = plt.subplots(1, len(sets), figsize=(max(7, 1.2 + 1.7 * len(sets)), 1 + .28 * len(names)), sharey=True,
                                 layout="constrained", squeeze=False)
     for axis, groups in zip(axes[0], sets):
         for y, name in enumerate(reversed(names)):
-            pairs = partners(rows, name, groups)
-            if pairs:
+            if pairs := partners(rows, name, groups):
                 mean, half = interval([100 * (row["avg_test_ppl"] / other["avg_test_ppl"] - 1) for row, other in pairs])
                 shown = min(max(mean, -30), 30)                               # a method can be off by far more
                 axis.errorbar(shown, y, xerr=None if math.isnan(half) or shown != mean else half, fmt="o" if shown == mean else ">",
@@ -831,34 +870,25 @@ def compare_pictures(rows, sets, folder):
         axis.set_xlim(-32, 32)
     axes[0][0].set_yticks(range(len(names)), reversed(names))
     figure.supxlabel("average test perplexity against stratified, per cent; 95 % interval; arrow: off the scale", fontsize="small")
-    figure.savefig(folder / "table.png", dpi=130)
-    plt.close(figure)
+    save(plt, figure, path)
 
-    seed = min(seed for _, _, seed in rows)
-    for groups in sets:
-        mine = {name: rows[name, groups, seed] for name in names if (name, groups, seed) in rows}
-        parts = list(next(iter(mine.values()))["realised_mixture"]) if mine else []
-        if not parts:
-            continue
-        across = 4
-        figure, axes = plt.subplots(-(-len(mine) // across), across, figsize=(9, .6 + 1.5 * -(-len(mine) // across)), sharex=True,
-                                    sharey=True, layout="constrained", squeeze=False)
-        for axis in axes.flat[len(mine):]:
-            axis.axis("off")
-        for axis, (name, row) in zip(axes.flat, mine.items()):
-            steps = [t for t, _ in row["mixtures"]] + [row["steps"]]
-            shares = np.array([[mixture[g] for g in parts] for _, mixture in row["mixtures"]])
-            axis.stackplot(steps, np.vstack((shares, shares[-1:])).T, step="post", colors=COLOURS, labels=parts)
-            axis.set_title(f"{name}: {row['avg_test_ppl']:.2f}", fontsize="small")
-            axis.set(xlim=(0, row["steps"]), ylim=(0, 1))
-        figure.supxlabel(f"step ({groups}, seed {seed}; stratified: {rows['stratified', groups, seed]['avg_test_ppl']:.2f}; "
-                         "the number is average test perplexity)", fontsize="small")
-        figure.supylabel("share of windows", fontsize="small")
-        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small", frameon=False)
-        figure.savefig(folder / f"mixtures-{groups.replace('+', '-')}.png", dpi=130)
-        plt.close(figure)
-        if "sweep" in mine.get("grid", {}) and len(parts) <= 3:
-            landscape(plt, mine, parts, folder / f"landscape-{groups.replace('+', '-')}.png")
+def mixtures_picture(plt, mine, parts, about, path):
+    """The mixture of every method over training; mine: {name: row} of one data set and seed."""
+    across = 4
+    figure, axes = plt.subplots(-(-len(mine) // across), across, figsize=(9, .6 + 1.5 * -(-len(mine) // across)), sharex=True,
+                                sharey=True, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(mine):]:
+        axis.axis("off")
+    for axis, (name, row) in zip(axes.flat, mine.items()):
+        steps = [t for t, _ in row["mixtures"]] + [row["steps"]]
+        shares = np.array([[mixture[g] for g in parts] for _, mixture in row["mixtures"]])
+        axis.stackplot(steps, np.vstack((shares, shares[-1:])).T, step="post", colors=COLOURS, labels=parts)
+        axis.set_title(f"{name}: {row['avg_test_ppl']:.2f}", fontsize="small")
+        axis.set(xlim=(0, row["steps"]), ylim=(0, 1))
+    figure.supxlabel(f"step ({about}; the number is average test perplexity)", fontsize="small")
+    figure.supylabel("share of windows", fontsize="small")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small", frameon=False)
+    save(plt, figure, path)
 
 def landscape(plt, mine, parts, path):
     """Average validation loss and perplexity of the sweep's mixtures; where each method went (line) and was on average."""
@@ -887,8 +917,7 @@ def landscape(plt, mine, parts, path):
             axis.plot(*place(np.array(average)), "sD^v<>Pp*"[j % 9], color=COLOURS[j % 7], markeredgecolor="white", markersize=8,
                       label=name)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small", frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(plt, figure, path)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Fidelity, the paper's section 5: how well the laws fit, whose A is the right one, and whether that decides who wins.
@@ -964,8 +993,7 @@ def fidelity(config):
     laws = {name: LAWS[name](Q, L) for name in LAWS} if sweep else {}
     fits = [dict(law=LAW_NAMES[name], runs=len(Q), mse=1000 * float(mse.mean()), r2=float(r2.mean()))
             for name, law in laws.items() for r2, mse, _ in [aioli.quality(law, Q, L)]]
-    torch.set_flush_denormal(True)
-    try:
+    with no_denormals():
         G = returned(aioli.skill_graph(history, config.steps), trainer, history)
         trainer.answer(aioli.Train(history.uniform, config.steps, on="reference"))
         history.rows, points = [], []
@@ -986,8 +1014,6 @@ def fidelity(config):
             points.append(dict(step=step, A=A, error=aioli.standard_errors(shares, drops, A), ceiling=both(*halves), own=own,
                                sim={name: both(B, A) for name, B in own.items()}))
             print(f"{config.groups}: step {step} of {config.steps}, {len(shares)} forks of {config.fork} steps", flush=True)
-    finally:
-        torch.set_flush_denormal(False)
     result = dict(groups=corpus.groups, fits=fits, points=points, config=dataclasses.asdict(config), versions=versions())
     write(out / "fidelity.json", json.dumps(result, default=plain))
     return result
@@ -1038,33 +1064,35 @@ def judge(found, path, folder):
                 cells[name, g] = mean(values)
     parts += [grid(f"{title}; mean of three points", ("ceiling", *JUDGED), cells) for title, cells in zip(SIMS, sims)]
 
-    details = []
-    for g, result in found.items():
-        lines = [f"| {g}: column sums of A | {' | '.join(result['groups'])} |", "|---" * (len(result["groups"]) + 1) + "|"]
-        for point in result["points"]:
-            A, error = np.array(point["A"]), np.array(point["error"])
-            cells = [f"{s:+.4f} ± {e:.4f}" for s, e in zip(A.sum(0), np.sqrt((error ** 2).sum(0)))]
-            lines.append(f"| A*, step {point['step']}, nats per fork ± standard error | {' | '.join(cells)} |")
-            for name, B in point["own"].items():
-                s = np.sum(B, axis=0)
-                lines.append(f"| {name}, in parts | {' | '.join(f'{v:+.3f}' for v in s / np.abs(s).sum())} |")
-        details.append("\n".join(lines))
+    parts.append(correlate(found, sims, rows, folder) if (rows := rows_of(path)) else f"no Figure 3: there is no comparison in {path}")
+    return "\n\n".join(parts), "\n\n".join(column_sums(result, g) for g, result in found.items())
 
-    if rows := rows_of(path):
-        gain = {(name, g, key): mean(100 * (1 - row[key] / other[key]) for row, other in pairs) for name in JUDGED for g in found
-                if (pairs := partners(rows, name, g)) for key in ("avg_test_ppl", "avg_test_loss")}
-        lines = ["Figure 3, R^2 of the improvement over stratified in per cent, a dot per method and data set (the paper: 0.491):"]
-        for key, what in (("avg_test_ppl", "perplexity"), ("avg_test_loss", "loss")):
-            for title, cells in zip(SIMS, sims):
-                dots = np.array([(cells[at], gain[*at, key]) for at in cells if (*at, key) in gain])
-                if len(dots) > 2:
-                    r, rho = np.corrcoef(dots.T)[0, 1], np.corrcoef(*map(aioli.ranks, dots.T))[0, 1]
-                    lines.append(f"- average test {what}, {title}: {r * r:.3f} (r {r:+.2f}, of ranks {rho:+.2f}; {len(dots)} dots)")
-        parts.append("\n".join(lines))
-        figure3(sims, gain, folder / "figure3.png")
-    else:
-        parts.append(f"no Figure 3: there is no comparison in {path}")
-    return "\n\n".join(parts), "\n\n".join(details)
+def column_sums(result, groups):
+    """What each method would raise and lower, one data set, as Markdown: A* with standard errors, and everyone's own A."""
+    lines = [f"| {groups}: column sums of A | {' | '.join(result['groups'])} |", "|---" * (len(result["groups"]) + 1) + "|"]
+    for point in result["points"]:
+        A, error = np.array(point["A"]), np.array(point["error"])
+        cells = [f"{s:+.4f} ± {e:.4f}" for s, e in zip(A.sum(0), np.sqrt((error ** 2).sum(0)))]
+        lines.append(f"| A*, step {point['step']}, nats per fork ± standard error | {' | '.join(cells)} |")
+        for name, B in point["own"].items():
+            s = np.sum(B, axis=0)
+            lines.append(f"| {name}, in parts | {' | '.join(f'{v:+.3f}' for v in s / np.abs(s).sum())} |")
+    return "\n".join(lines)
+
+def correlate(found, sims, rows, folder):
+    """Figure 3: whether whose A is closer to A* does better -> Markdown, and figure3.png. sims: for each of SIMS
+    {(method, data set): sim}; rows: the comparison."""
+    gain = {(name, g, key): np.mean([100 * (1 - row[key] / other[key]) for row, other in pairs]) for name in JUDGED
+            for g in found if (pairs := partners(rows, name, g)) for key in ("avg_test_ppl", "avg_test_loss")}
+    lines = ["Figure 3, R^2 of the improvement over stratified in per cent, a dot per method and data set (the paper: 0.491):"]
+    for key, what in (("avg_test_ppl", "perplexity"), ("avg_test_loss", "loss")):
+        for title, cells in zip(SIMS, sims):
+            dots = np.array([(cells[at], gain[*at, key]) for at in cells if (*at, key) in gain])
+            if len(dots) > 2:
+                r, rho = np.corrcoef(dots.T)[0, 1], np.corrcoef(*map(aioli.ranks, dots.T))[0, 1]
+                lines.append(f"- average test {what}, {title}: {r * r:.3f} (r {r:+.2f}, of ranks {rho:+.2f}; {len(dots)} dots)")
+    figure3(sims, gain, folder / "figure3.png")
+    return "\n".join(lines)
 
 def figure3(sims, gain, path):
     """Improvement in average test perplexity over each of SIMS, a dot per method and data set. Needs matplotlib."""
@@ -1081,8 +1109,7 @@ def figure3(sims, gain, path):
         axis.set(xlabel=title, xlim=(-1.08, 1.08), ylim=(-17, 15))
     axes[0].set_ylabel("average test perplexity below\nstratified, per cent (cut at -16)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small", frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(plt, figure, path)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line: flags are made from Config and from the method's keyword arguments.

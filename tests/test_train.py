@@ -303,8 +303,8 @@ def row(name, groups, seed, ppl, loss=3.0, extra=0, wall=10.0, **more):
                 wall_seconds=wall, **more)
 
 
-def tables(rows, sets):
-    return "\n".join(train.tabulate({(r["name"], r["groups"], r["seed"]): r for r in rows}, sets))
+def tables(rows):
+    return "\n".join(train.tabulate({(r["name"], r["groups"], r["seed"]): r for r in rows}))
 
 
 def test_intervals_are_students_t():
@@ -319,7 +319,7 @@ def test_intervals_are_students_t():
 def test_the_table_pairs_each_run_with_stratified_of_its_own_seed_and_set():
     rows = [row("stratified", "a+b", 0, 20.), row("stratified", "a+b", 1, 30.), row("stratified", "c+d", 0, 50.),
             row("dml", "a+b", 0, 19., extra=900), row("dml", "a+b", 1, 29.2, extra=900, wall=11.0), row("dml", "c+d", 0, 51., extra=900)]
-    text = tables(rows, ["a+b", "c+d"])
+    text = tables(rows)
     [line, loss] = [line for line in text.splitlines() if line.startswith("| dml")]
     assert line == "| dml | **-0.90 ± 1.27** | +1.00 | 1 | 0 | 9.0 | 1.00 | 2 |".replace("**", "")     # the interval holds 0
     assert "| stratified | 25.00 | 50.00 |" in text and "+0.0000" in loss
@@ -328,7 +328,7 @@ def test_the_table_pairs_each_run_with_stratified_of_its_own_seed_and_set():
 def test_the_table_marks_what_is_surely_better_and_compares_with_the_controls():
     rows = [row("stratified", "a+b", s, 20.) for s in (0, 1)] + [row("aioli", "a+b", s, 18. + s / 50) for s in (0, 1)] \
         + [row("average of aioli", "a+b", s, 17.) for s in (0, 1)] + [row("grid", "a+b", 0, 19., extra=900), row("stratified x10", "a+b", 0, 15.)]
-    text = tables(rows, ["a+b"])
+    text = tables(rows)
     lines = [line for line in text.splitlines() if line.startswith(("| aioli", "| grid"))]
     assert lines[0].startswith("| grid | -1.00 | 1 | 0 |") and lines[1].startswith("| aioli | **-1.99 ± 0.13** | 1 | 1 |")
     assert any(line.startswith("| aioli | +1.01 ± 0.13 |") for line in lines[2:])          # against its own average mixture
@@ -338,7 +338,7 @@ def test_the_table_marks_what_is_surely_better_and_compares_with_the_controls():
 def test_the_restricted_setting_is_held_against_the_priors_own_mixture_and_counted():
     rows = [row(name, "a+b", s, ppl + s / 100, extra=450) for s in (0, 1) for name, ppl in
             (("stratified", 30.), ("half grid", 20.), ("half dml", 25.), ("aioli after grid", 19.), ("aioli after dml", 26.))]
-    text = tables(rows, ["a+b"])
+    text = tables(rows)
     assert "| half grid | **-10.00 ± 0.00** |" in text and "| aioli after grid | **-1.00 ± 0.00** |" in text
     assert "aioli after another method's mixture, against that mixture throughout: better in 1 of 2 (prior, data set), " \
            "surely in 1, surely worse in 1; difference in perplexity: mean +0.00, median +0.00" in text
@@ -398,6 +398,22 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
     assert train.main([*small, "--method", "fixed"]) == 0
     said = capsys.readouterr().out
     assert "1/1" in said and "grid " not in said.split("Differences")[0] and "| grid |" in said
+
+
+def test_a_row_with_other_settings_is_run_again_and_so_is_what_builds_on_it(texts, tmp_path, monkeypatch):
+    kept, settings = [], lambda name: train.parse(["--method", name])[1]
+    monkeypatch.setattr(train, "run_all", lambda config, jobs, rows, folder: kept.append({name for name, *_ in rows}))
+    monkeypatch.setattr(train, "pyplot", lambda: None)
+    names = {"stratified": {}, "aioli": settings("aioli"), "horizon": settings("horizon"), "half grid": {"mixture": ""},
+             "average of aioli": {"mixture": ".5+.5"}, "average of horizon": {"mixture": ".5+.5"}, "aioli after grid": settings("aioli")}
+    rows = [row(name, "code+law", 0, 20., settings=own) for name, own in names.items()]
+    small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--groups", "code+law", "--seeds", "1",
+             "--out", str(tmp_path)]
+    for method, again in ((["aioli"], set()), (["aioli", "--eta", "3"], {"aioli", "average of aioli"}),
+                          (["aioli", "--eta", "3", "--prior", "grid,dml"], {"aioli after grid"})):
+        flags = train.shared_flags(train.parse(small)[0])
+        (tmp_path / "compare.json").write_text(json.dumps(dict(flags=flags, rows=rows)))
+        assert train.main([*small, "--method", *method]) == 0 and kept[-1] == set(names) - again
 
 
 @pytest.mark.parametrize("arguments, says", [
