@@ -63,7 +63,7 @@ def test_the_loss_falls_and_text_with_a_pattern_is_learnt(tmp_path):
 
 @pytest.mark.parametrize("method", aioli.METHODS)
 def test_every_method_runs_to_a_whole_result_with_its_whole_cost_in_it(tmp_path, method, capsys):
-    m, steps = 3, 60
+    m, steps = 3, 30
     small = {"points": 4} if method in ("grid", "dml", "power") else {"rounds": 2} if method == "skillit" else \
         {"sweeps": 2, "probe": 1} | ({} if method == "aioli_static" else {"rounds": 2}) if "aioli" in method else {}
     result, rows = run(tmp_path, method, ("cycle", "words", "noise"), small, steps=steps)
