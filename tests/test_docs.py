@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import aioli
 import test_train
+import train
 from test_train import tiny_preset                       # noqa: F401, a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +62,18 @@ def test_a_new_method_is_five_lines_and_runs_like_the_others(tmp_path, monkeypat
     assert result["steps"] == 60 and result["final_mixture"]["words"] > .5       # the harder group gets more
 
 
+@pytest.mark.parametrize("name", ["aioli_gradients", "aioli_sure"])
+def test_the_methods_of_the_exercises_run_when_they_are_pasted_into_aioli(tmp_path, monkeypatch, name):
+    source = textwrap.dedent(block(f"def {name}"))
+    exec(source, space := dict(vars(aioli)))
+    monkeypatch.setitem(aioli.METHODS, name, space[name])
+    monkeypatch.setattr(inspect, "getsource", lambda f, old=inspect.getsource: source if f is space[name] else old(f))
+    result, rows = test_train.run(tmp_path, name, settings=dict(rounds=3), steps=60)
+    mixtures = [list(p.values()) for _, p in result["mixtures"]]
+    assert result["steps"] == 60 and result["extra_steps"] == 0 and mixtures[0] != mixtures[-1]
+    assert all(text for text in map(train.help_of(space[name]).get, train.parse(["--method", name])[1]))
+
+
 def test_the_table_of_methods_names_every_method_and_links_to_its_line():
     source = inspect.getsource(aioli).splitlines()
     links = re.findall(r"\[`(\w+)`\]\(aioli\.py#L(\d+)\)", README)
@@ -77,7 +91,6 @@ def test_public_functions_have_docstrings(name):
 
 
 def test_flags_in_the_readme_exist():
-    import train
     for command in re.findall(r"^python train\.py (.*?)(?:  #.*)?$", README, re.M):
         if "--help" not in command:
             train.parse(command.split())
