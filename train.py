@@ -1011,8 +1011,8 @@ def fidelity(config):
             both = lambda B, C: [aioli.similarity(B, C), aioli.similarity(B, C, centred=True)]
             fits.append(dict(law=f"linear, dynamic, step {step}", runs=len(shares), mse=1000 * float(error.mean()),
                              r2=float((1 - error / drops.var(0)).mean())))
-            points.append(dict(step=step, A=A, error=aioli.standard_errors(shares, drops, A), ceiling=both(*halves), own=own,
-                               sim={name: both(B, A) for name, B in own.items()}))
+            points.append(dict(step=step, shares=shares, drops=drops, A=A, error=aioli.standard_errors(shares, drops, A),
+                               ceiling=both(*halves), own=own, sim={name: both(B, A) for name, B in own.items()}))
             print(f"{config.groups}: step {step} of {config.steps}, {len(shares)} forks of {config.fork} steps", flush=True)
     result = dict(groups=corpus.groups, fits=fits, points=points, config=dataclasses.asdict(config), versions=versions())
     write(out / "fidelity.json", json.dumps(result, default=plain))

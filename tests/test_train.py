@@ -295,6 +295,13 @@ def test_help_explains_every_flag(method, capsys):
     assert all(texts.get(name) for name in [*settings, *(f.name for f in dataclasses.fields(train.Config))])
 
 
+def test_numbers_too_small_to_be_normal_are_zero_in_training_only():
+    tiny = torch.full((8,), 1e-30)
+    with train.no_denormals():
+        assert (tiny * 1e-10 == 0).all()
+    assert (tiny * 1e-10 > 0).all()
+
+
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +365,8 @@ def test_a_prior_of_the_comparison_is_learnt_once_on_half_length_runs_and_who_fo
     assert compare_here(monkeypatch, [*small, "--method", "natural", "--prior", "doremi"]) == 0
     rows = {name: row for (name, *_), row in train.rows_of(tmp_path / "o" / "compare.json").items()}
     learnt, after = rows["half doremi"], rows["natural after doremi"]
+    own = json.loads((tmp_path / "o" / "code+law" / "natural-after-doremi-s0" / "result.json").read_text())["wall_seconds"]
+    assert after["wall_seconds"] == pytest.approx(own + learnt["wall_seconds"] / 2)       # 6 steps of learning, 6 of its own
     assert learnt["extra_steps"] == after["extra_steps"] == 2 * 3 and learnt["steps"] == after["steps"] == 6
     assert len(learnt["mixtures"]) == 1                                                   # throughout
     (at, first), (half, _) = after["mixtures"]
@@ -402,11 +411,12 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
 
 def test_a_row_with_other_settings_is_run_again_and_so_is_what_builds_on_it(texts, tmp_path, monkeypatch):
     kept, settings = [], lambda name: train.parse(["--method", name])[1]
-    monkeypatch.setattr(train, "run_all", lambda config, jobs, rows, folder: kept.append({name for name, *_ in rows}))
+    asked = []
+    monkeypatch.setattr(train, "run_all", lambda config, jobs, rows, folder: (kept.append({name for name, *_ in rows}), asked.append(jobs)))
     monkeypatch.setattr(train, "pyplot", lambda: None)
     names = {"stratified": {}, "aioli": settings("aioli"), "horizon": settings("horizon"), "half grid": {"mixture": ""},
              "average of aioli": {"mixture": ".5+.5"}, "average of horizon": {"mixture": ".5+.5"}, "aioli after grid": settings("aioli")}
-    rows = [row(name, "code+law", 0, 20., settings=own) for name, own in names.items()]
+    rows = [row(name, "code+law", 0, 20., settings=own, extra=200 * (name == "horizon")) for name, own in names.items()]
     small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--groups", "code+law", "--seeds", "1",
              "--out", str(tmp_path)]
     for method, again in ((["aioli"], set()), (["aioli", "--eta", "3"], {"aioli", "average of aioli"}),
@@ -414,6 +424,8 @@ def test_a_row_with_other_settings_is_run_again_and_so_is_what_builds_on_it(text
         flags = train.shared_flags(train.parse(small)[0])
         (tmp_path / "compare.json").write_text(json.dumps(dict(flags=flags, rows=rows)))
         assert train.main([*small, "--method", *method]) == 0 and kept[-1] == set(names) - again
+    assert train.main([*small, "--method", "horizon", "--controls"]) == 0
+    assert [job[:3] for job in asked[-1]] == [("stratified x3", "code+law", 0)] and asked[-1][0].flags[-2:] == ("--steps", "3000")
 
 
 @pytest.mark.parametrize("arguments, says", [
@@ -451,11 +463,29 @@ def test_forks_leave_the_run_where_it_was_and_read_different_text():
     shares, drops = train.forks(t, saved, np.array([[.75, .25], [.25, .75], [.75, .25]]), 2, t.val)
     np.testing.assert_allclose(shares, [[.75, .25], [.25, .75], [.75, .25]])
     assert len(read) == len(set(read)) == 24 and not np.allclose(drops[0], drops[2])
+    assert drops.mean() > 0                                                               # the loss falls at first
     again = t.run("main").state()
     assert again["step"] == 2 and str(again["sampler"]) == str(saved["sampler"])
     assert all(torch.equal(a, b) for a, b in zip(again["model"].values(), saved["model"].values()))
     assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in
                zip(again["optimizer"]["state"].values(), saved["optimizer"]["state"].values()))
+
+
+def test_figure_3_sets_the_improvement_of_each_method_against_its_similarity(tmp_path, capsys):
+    sims = dict(skillit=.2, doremi=.4, doge=-.8, aioli=-.1, horizon=.9)
+    point = dict(step=5, A=[[1, 2], [3, 4]], error=[[.3, 0], [.4, .1]], ceiling=[.95, .85], own={"doge": [[1, 0], [2, 1]]},
+                 sim={name: [x, -x] for name, x in sims.items()})
+    rows = [row("stratified", "a+b", 0, 20., loss=2.)] + [row(name, "a+b", 0, 20 - 2 * x, loss=2 + x ** 3) for name, x in sims.items()]
+    (tmp_path / "compare.json").write_text(json.dumps(dict(rows=rows)))
+    fits = [dict(law="log-linear, static", runs=9, mse=.5, r2=.99)]
+    result = dict(groups=["a", "b"], fits=fits, points=[point, {**point, "ceiling": [.85, .75]}])
+    summary, details = train.judge({"a+b": result}, tmp_path / "compare.json", tmp_path)
+    [plain, centred] = [line for line in summary.splitlines() if line.startswith("| ceiling")]
+    assert plain.startswith("| ceiling | 0.900 |") and centred.startswith("| ceiling | 0.800 |")       # means of the points
+    assert "average test perplexity, sim of A with A*: 1.000 (r +1.00, of ranks +1.00; 5 dots)" in summary
+    assert "average test perplexity, sim with A*, centred: 1.000 (r -1.00, of ranks -1.00; 5 dots)" in summary
+    assert "average test loss, sim of A with A*: 0." in summary and "of ranks -1.00; 5 dots)" in summary     # a cube: no line
+    assert "| +4.0000 ± 0.5000 | +6.0000 ± 0.1000 |" in details and "| doge, in parts | +0.750 | +0.250 |" in details
 
 
 def test_fidelity_holds_every_methods_A_against_the_forks_and_draws_figure_3(texts, tmp_path, capsys):
@@ -474,12 +504,26 @@ def test_fidelity_holds_every_methods_A_against_the_forks_and_draws_figure_3(tex
     assert [point["step"] for point in result["points"]] == [25, 50, 75]
     for point in result["points"]:
         assert set(point["own"]) == set(train.JUDGED) and np.shape(point["A"]) == np.shape(point["error"]) == (2, 2)
-        G = np.array(point["own"]["doremi"])
-        assert G[0, 1] == G[1, 0] == 0 and (np.diag(G) >= 0).all()                        # excess losses
+        P, D, A = (np.array(point[key]) for key in ("shares", "drops", "A"))
+        assert P.shape == D.shape == (18, 2)                                              # nine mixtures, twice
+        fits = [np.linalg.lstsq(P[side], D[side], rcond=None)[0].T for side in (slice(18), slice(9), slice(9, 18))]
+        np.testing.assert_allclose(A, fits[0], atol=1e-12)
+        np.testing.assert_allclose(point["error"], aioli.standard_errors(P, D, A))
+        assert point["ceiling"] == pytest.approx([aioli.similarity(*fits[1:]), aioli.similarity(*fits[1:], centred=True)])
+        [fit] = [fit for fit in result["fits"] if fit["law"].endswith(f"step {point['step']}")]
+        assert fit["r2"] == pytest.approx(np.mean(1 - ((D - P @ A.T) ** 2).sum(0) / ((D - D.mean(0)) ** 2).sum(0)))
+        for name in ("doremi", "horizon"):                                                # excess losses; a group's own tokens
+            own = np.array(point["own"][name])
+            assert own[0, 1] == own[1, 0] == 0 and (np.diag(own) >= 0).all()
+        for name in ("dml", "power"):                                                     # the sweep has loss 1 rise with group 0
+            assert point["own"][name][1][0] < point["own"][name][1][1]
         for name, own in point["own"].items():
             assert point["sim"][name][0] == pytest.approx(aioli.similarity(own, point["A"]))
     assert result["points"][0]["own"]["dml"] == result["points"][2]["own"]["dml"]         # static: the same everywhere
     assert result["points"][0]["own"]["aioli"] != result["points"][2]["own"]["aioli"]
+    ratio = np.divide(*(result["points"][k]["own"]["skillit"] for k in (0, 2)))           # L_i^t G_ij: only L moves
+    np.testing.assert_allclose(ratio[:, 0], ratio[:, 1])
+    assert not np.allclose(ratio, 1, rtol=1e-6)
     assert said.count("step 50 of 100") == 1 and "| linear, dynamic, step 50 |" in said
     assert "average test loss, sim of A with A*" in said and said.count("; 5 dots)") == 4
     assert train.judge({"code+law": result}, tmp_path / "none", tmp_path)[0].endswith(f"there is no comparison in {tmp_path / 'none'}")
