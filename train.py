@@ -769,11 +769,11 @@ def rows_of(path):
     return {(row["name"], row["groups"], row["seed"]): row for row in rows}
 
 def ordered(rows):
-    """Names and data sets of a comparison's rows, ours first in the order of ROWS and SETS -> [name], [data set]."""
+    """Names and data sets of a comparison's rows, in the order of ROWS and SETS, others last -> [name], [data set]."""
     def sort(column, known):
         found = dict.fromkeys(key[column] for key in rows)
         return sorted(found, key=lambda one: known.index(one) if one in known else len(known))
-    return sort(0, list(ROWS)), sort(1, list(data.SETS))
+    return sort(0, ROWS), sort(1, data.SETS)
 
 def partners(rows, name, groups, against=lambda row: "stratified"):
     """[(row, partner)]: the runs of one row of the table and those of the same data and seed that they are held against."""
