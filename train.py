@@ -719,6 +719,16 @@ def compare(config, settings):
     compare_pictures(rows, folder)
     return rows
 
+@contextmanager
+def workers(config):
+    """A pool of --jobs threads, each to wait for a process of its own; Ctrl-C cancels what has not begun."""
+    with ThreadPoolExecutor(config.jobs or os.cpu_count()) as pool:
+        try:
+            yield pool
+        except (KeyboardInterrupt, Stop):
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise Stop("stopped; what is finished is kept, and the same command goes on") from None
+
 def run_all(config, jobs, rows, folder):
     """Run the jobs that have no row yet, a few side by side, in order; a failure is told at the end, not in the middle."""
     todo = [job for job in jobs if job[:3] not in rows]
@@ -730,26 +740,22 @@ def run_all(config, jobs, rows, folder):
         rows[job[:3]] = run_job(config, job, rows, folder)
         return rows[job[:3]]
 
-    with ThreadPoolExecutor(config.jobs or os.cpu_count()) as pool:
+    with workers(config) as pool:
         for job in todo:
             futures[job[:3]] = pool.submit(work, job)
-        try:
-            for future in as_completed(futures.values()):
-                ended += 1
-                try:
-                    row = future.result()
-                except ValueError as error:
-                    failed.append(str(error))
-                    continue
-                saved = dict(flags=shared_flags(config), versions=versions(), rows=list(rows.values()))
-                write(folder / "compare.json", json.dumps(saved))
-                spent = time.perf_counter() - began
-                print(f"{ended:>4}/{len(todo)}  {row['name']:<34}{row['groups']:<18} seed {row['seed']}  perplexity "
-                      f"{row['avg_test_ppl']:7.3f}  {spent / 60:5.1f} min, about {spent / ended * (len(todo) - ended) / 60:.0f} left",
-                      flush=True)
-        except (KeyboardInterrupt, Stop):
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise Stop(f"stopped after {len(rows)} runs; the same command goes on") from None
+        for future in as_completed(futures.values()):
+            ended += 1
+            try:
+                row = future.result()
+            except ValueError as error:
+                failed.append(str(error))
+                continue
+            saved = dict(flags=shared_flags(config), versions=versions(), rows=list(rows.values()))
+            write(folder / "compare.json", json.dumps(saved))
+            spent = time.perf_counter() - began
+            print(f"{ended:>4}/{len(todo)}  {row['name']:<34}{row['groups']:<18} seed {row['seed']}  perplexity "
+                  f"{row['avg_test_ppl']:7.3f}  {spent / 60:5.1f} min, about {spent / ended * (len(todo) - ended) / 60:.0f} left",
+                  flush=True)
     if failed:
         raise ValueError(f"{len(failed)} of {len(todo)} runs failed, the others are kept; the first: {failed[0]}")
 
@@ -1033,12 +1039,8 @@ def fidelities(config):
 
     for groups in sets:
         data.load(groups, config.data or None, config.encoding, config.cache)
-    with ThreadPoolExecutor(config.jobs or os.cpu_count()) as pool:
-        try:
-            found = dict(zip(sets, pool.map(work, sets)))
-        except (KeyboardInterrupt, Stop):
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise Stop("stopped; finished data sets are kept, the same command goes on") from None
+    with workers(config) as pool:
+        found = dict(zip(sets, pool.map(work, sets)))
     summary, details = judge(found, Path(config.table), folder)
     write(folder / "fidelity.md", f"{summary}\n\n{details}\n")
     print(f"\n{summary}\n\nevery column sum of every method: {folder}/fidelity.md")
