@@ -786,9 +786,14 @@ def partners(rows, name, groups, against=lambda row: "stratified"):
     return [(row, rows[against(row), groups, seed]) for (n, g, seed), row in rows.items()
             if (n, g) == (name, groups) and (against(row), g, seed) in rows]
 
+def markdown(head, lines):
+    """A Markdown table from the cells of its head and of its lines."""
+    rows = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *lines)]
+    return "\n".join([rows[0], "|---" * len(head) + "|", *rows[1:]])
+
 def table(rows, sets, title, key, digits, names, against=lambda row: "stratified"):
     """One Markdown table, rows x data sets: differences to the partner runs, and how many data sets are better."""
-    lines = [f"| {title} | {' | '.join(sets)} | better | surely | extra runs | time | seeds |", "|---" * (len(sets) + 6) + "|"]
+    lines = []
     for name in names:
         pairs = {groups: partners(rows, name, groups, against) for groups in sets}
         mine = [row for (n, g, _), row in rows.items() if n == name and g in sets]
@@ -802,9 +807,9 @@ def table(rows, sets, title, key, digits, names, against=lambda row: "stratified
             shown, counts = {g: f"{np.mean([row[key] for row, _ in pairs[g]]):.{digits}f}" for g in found}, ["", ""]
         extra = np.mean([row["extra_steps"] / row["steps"] for row in mine])
         ratio = np.median([row["wall_seconds"] / other["wall_seconds"] for g in sets for row, other in partners(rows, name, g)])
-        lines.append(f"| {name} | {' | '.join(shown.get(g, '') for g in sets)} | {counts[0]} | {counts[1]} | {extra:.1f} | "
-                     f"{ratio:.2f} | {len({row['seed'] for pair in pairs.values() for row, _ in pair})} |")
-    return "\n".join(lines)
+        seeds = {row["seed"] for pair in pairs.values() for row, _ in pair}
+        lines.append([name, *(shown.get(g, "") for g in sets), *counts, f"{extra:.1f}", f"{ratio:.2f}", len(seeds)])
+    return lines and markdown([title, *sets, "better", "surely", "extra runs", "time", "seeds"], lines)
 
 def tally(rows, sets, method, priors):
     """One line on the restricted setting: in how many (prior, data set) the method is better than the prior's mixture."""
@@ -835,7 +840,7 @@ def tabulate(rows):
                 lambda row: f"stratified x{round(1 + row['extra_steps'] / row['steps'])}"),
            show("perplexity against the prior's mixture throughout", "avg_test_ppl", 2, after,
                 lambda row: base(row["name"]))]
-    return [part for part in out if part.count("\n") != 1] + [
+    return [*filter(None, out)] + [
         tally(rows, sets, method, [name.split(" after ")[1] for name in after if name.startswith(method + " after ")])
         for method in dict.fromkeys(name.split(" after ")[0] for name in after)]
 
@@ -1050,11 +1055,13 @@ SIMS = ("sim of A with A*", "sim with A*, centred")
 def judge(found, path, folder):
     """What the results of fidelity(), {data set: result}, say -> summary, details, both Markdown; and figure3.png, if
     there is a comparison at `path`."""
-    mean = lambda values: float(np.mean(list(values)))
-    grid = lambda title, names, cells: "\n".join(
-        [f"| {title} | {' | '.join(found)} | mean |", "|---" * (len(found) + 2) + "|"] +
-        [f"| {name} | {' | '.join(f'{cells[name, g]:.3f}' if (name, g) in cells else '' for g in found)} | "
-         f"{mean(v for (n, _), v in cells.items() if n == name):.3f} |" for name in names if any(n == name for n, _ in cells)])
+    def grid(title, names, cells):
+        lines = []
+        for name in names:
+            if own := {g: cells[name, g] for g in found if (name, g) in cells}:
+                lines.append([name, *(f"{own[g]:.3f}" if g in own else "" for g in found), f"{np.mean([*own.values()]):.3f}"])
+        return markdown([title, *found, "mean"], lines)
+
     fits = {(fit["law"], g): fit for g, result in found.items() for fit in result["fits"]}
     parts = [grid(f"fit of each law: {title}", dict.fromkeys(law for law, _ in fits), {at: fit[key] for at, fit in fits.items()})
              for title, key in (("R^2", "r2"), ("MSE, in 0.001 nats^2", "mse"))]
@@ -1063,7 +1070,7 @@ def judge(found, path, folder):
         for name in ("ceiling", *result["points"][0]["sim"]):
             told = [point["ceiling"] if name == "ceiling" else point["sim"][name] for point in result["points"]]
             for cells, values in zip(sims, zip(*told)):
-                cells[name, g] = mean(values)
+                cells[name, g] = np.mean(values)
     parts += [grid(f"{title}; mean of three points", ("ceiling", *JUDGED), cells) for title, cells in zip(SIMS, sims)]
 
     parts.append(correlate(found, sims, rows, folder) if (rows := rows_of(path)) else f"no Figure 3: there is no comparison in {path}")
@@ -1071,15 +1078,15 @@ def judge(found, path, folder):
 
 def column_sums(result, groups):
     """What each method would raise and lower, one data set, as Markdown: A* with standard errors, and everyone's own A."""
-    lines = [f"| {groups}: column sums of A | {' | '.join(result['groups'])} |", "|---" * (len(result["groups"]) + 1) + "|"]
+    lines = []
     for point in result["points"]:
         A, error = np.array(point["A"]), np.array(point["error"])
-        cells = [f"{s:+.4f} ± {e:.4f}" for s, e in zip(A.sum(0), np.sqrt((error ** 2).sum(0)))]
-        lines.append(f"| A*, step {point['step']}, nats per fork ± standard error | {' | '.join(cells)} |")
+        sums = [f"{s:+.4f} ± {e:.4f}" for s, e in zip(A.sum(0), np.sqrt((error ** 2).sum(0)))]
+        lines.append([f"A*, step {point['step']}, nats per fork ± standard error", *sums])
         for name, B in point["own"].items():
             s = np.sum(B, axis=0)
-            lines.append(f"| {name}, in parts | {' | '.join(f'{v:+.3f}' for v in s / np.abs(s).sum())} |")
-    return "\n".join(lines)
+            lines.append([f"{name}, in parts", *(f"{v:+.3f}" for v in s / np.abs(s).sum())])
+    return markdown([f"{groups}: column sums of A", *result["groups"]], lines)
 
 def correlate(found, sims, rows, folder):
     """Figure 3: whether whose A is closer to A* does better -> Markdown, and figure3.png. sims: for each of SIMS
