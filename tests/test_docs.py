@@ -62,7 +62,7 @@ def test_a_new_method_is_five_lines_and_runs_like_the_others(tmp_path, monkeypat
     assert result["steps"] == 60 and result["final_mixture"]["words"] > .5       # the harder group gets more
 
 
-@pytest.mark.parametrize("name", ["aioli_gradients", "aioli_sure"])
+@pytest.mark.parametrize("name", ["aioli_gradients", "aioli_sure", "by_perplexity"])
 def test_the_methods_of_the_exercises_run_when_they_are_pasted_into_aioli(tmp_path, monkeypatch, name):
     source = textwrap.dedent(block(f"def {name}"))
     exec(source, space := dict(vars(aioli)))
