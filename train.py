@@ -933,7 +933,8 @@ def landscape(plt, mine, parts, path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Fidelity, the paper's section 5: how well the laws fit, whose A is the right one, and whether that decides who wins.
 
-JUDGED = ("dml", "power", "skillit", "doremi", "doge", "aioli", "horizon")
+JUDGED = ("dml", "power", "skillit", "doremi", "doge", "aioli", "horizon", "power:perplexity", "aioli:perplexity",
+          "horizon:perplexity")
 LAW_NAMES = dict(dml="log-linear, static", power="power, static")
 
 def returned(generator, trainer, history):
@@ -1019,11 +1020,10 @@ def fidelity(config):
             halves = [aioli.fit_linear_dynamic(shares[side], drops[side]) for side in (slice(len(P)), slice(len(P), None))]
             own = own_matrices(trainer, history, saved, G, laws)
             step, error = trainer.run("main").step, ((drops - shares @ A.T) ** 2).mean(0)
-            both = lambda B, C: [aioli.similarity(B, C), aioli.similarity(B, C, centred=True)]
             fits.append(dict(law=f"linear, dynamic, step {step}", runs=len(shares), mse=1000 * float(error.mean()),
                              r2=float((1 - error / drops.var(0)).mean())))
-            points.append(dict(step=step, shares=shares, drops=drops, A=A, error=aioli.standard_errors(shares, drops, A),
-                               ceiling=both(*halves), own=own, sim={name: both(B, A) for name, B in own.items()}))
+            points.append(dict(step=step, loss=trainer.validate(trainer.run("main"), windows), shares=shares, drops=drops,
+                               A=A, error=aioli.standard_errors(shares, drops, A), halves=halves, own=own))
             print(f"{config.groups}: step {step} of {config.steps}, {len(shares)} forks of {config.fork} steps", flush=True)
     result = dict(groups=corpus.groups, fits=fits, points=points, config=dataclasses.asdict(config), versions=versions())
     write(out / "fidelity.json", json.dumps(result, default=plain))
@@ -1052,6 +1052,16 @@ def fidelities(config):
 
 SIMS = ("sim of A with A*", "sim with A*, centred")
 
+def similarities(point):
+    """{name: its two SIMS} at one point of fidelity(); "ceiling": A* of one half of the forks against that of the other.
+
+    METHOD:perplexity: both sides with row i times exp(L_i), as what lowers average perplexity is the column sums of that."""
+    pairs = dict(ceiling=point["halves"], **{name: (B, point["A"]) for name, B in point["own"].items()})
+    weights = np.exp(point["loss"])[:, None]                                  # (m, 1)
+    pairs |= {f"{name}:perplexity": [weights * B for B in pairs[name]] for name in ("ceiling", "power", "aioli", "horizon")
+              if name in pairs}
+    return {name: (aioli.similarity(*pair), aioli.similarity(*pair, centred=True)) for name, pair in pairs.items()}
+
 def judge(found, path, folder):
     """What the results of fidelity(), {data set: result}, say -> summary, details, both Markdown; and figure3.png, if
     there is a comparison at `path`."""
@@ -1067,11 +1077,11 @@ def judge(found, path, folder):
              for title, key in (("R^2", "r2"), ("MSE, in 0.001 nats^2", "mse"))]
     sims = [{}, {}]
     for g, result in found.items():
-        for name in ("ceiling", *result["points"][0]["sim"]):
-            told = [point["ceiling"] if name == "ceiling" else point["sim"][name] for point in result["points"]]
-            for cells, values in zip(sims, zip(*told)):
-                cells[name, g] = np.mean(values)
-    parts += [grid(f"{title}; mean of three points", ("ceiling", *JUDGED), cells) for title, cells in zip(SIMS, sims)]
+        told = [similarities(point) for point in result["points"]]
+        for cells, k in zip(sims, (0, 1)):
+            cells |= {(name, g): np.mean([point[name][k] for point in told]) for name in told[0]}
+    parts += [grid(f"{title}; mean of three points", ("ceiling", "ceiling:perplexity", *JUDGED), cells)
+              for title, cells in zip(SIMS, sims)]
 
     parts.append(correlate(found, sims, rows, folder) if (rows := rows_of(path)) else f"no Figure 3: there is no comparison in {path}")
     return "\n\n".join(parts), "\n\n".join(column_sums(result, g) for g, result in found.items())
@@ -1109,15 +1119,16 @@ def figure3(sims, gain, path):
         return
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     for axis, title, cells in zip(axes, SIMS, sims):
-        for j, name in enumerate(JUDGED):
+        for j, name in enumerate(JUDGED):                                     # what minimises perplexity is like its twin, with an edge
+            colour = COLOURS[JUDGED.index(name.split(":")[0])]
             dots = [(x, max(gain[*at, "avg_test_ppl"], -16)) for at, x in cells.items()
                     if at[0] == name and (*at, "avg_test_ppl") in gain]
             if dots:
-                axis.plot(*zip(*dots), "sD^v<>P"[j], color=COLOURS[j], label=name, alpha=.8)
+                axis.plot(*zip(*dots), "sD^v<>PD>P"[j], color=colour, markeredgecolor="black" if ":" in name else colour, label=name)
         axis.axhline(0, color="black", linewidth=.8)
         axis.set(xlabel=title, xlim=(-1.08, 1.08), ylim=(-17, 15))
     axes[0].set_ylabel("average test perplexity below\nstratified, per cent (cut at -16)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small", frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize="small", frameon=False)
     save(plt, figure, path)
 
 # ---------------------------------------------------------------------------------------------------------------------
