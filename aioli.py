@@ -19,8 +19,8 @@ order. The training loop is elsewhere (train.py, or yours); this file needs nump
 `x = yield request` hands out a request and goes on with its reply as x; `x = yield from other(...)` runs another
 generator in place and takes what it returns.
 
-How to read it: requests and History, `egd` (the step all online methods share), the laws, then the methods from
-`stratified` to `aioli`, each differing from the one before in how it gets A; `horizon`, the last, is ours. Notation:
+How to read it: requests and History, `egd` (the step all online methods share), the laws, then the methods, from those
+that measure nothing (`stratified`) to those that measure within the run (`aioli`); `horizon`, the last, is ours. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -46,7 +46,8 @@ class Train(NamedTuple):
     A: np.ndarray = None        # the matrix that led to p, for the record
 
 class Peek(NamedTuple):
-    """Draw one batch at mixture p and measure without stepping -> a dict of signals, NaN for groups it lacks.
+    """Draw one batch at mixture p and measure without stepping -> a dict of signals, NaN for groups it lacks. of: the
+    scratch run's full length in steps, as in Train.
 
     against="run": {"excess": (m,)}, mean over the group's tokens of max(loss - loss of that run, 0).
     otherwise:     {"A": (m, m), "norm": (m,), "target_norm": float}: A[i, j] = <gradient of loss i on validation text,
@@ -66,9 +67,9 @@ class Row(NamedTuple):
     """One answered request."""
     request: object
     reply: object               # what the method receives: L for Train, signals for Peek, None for Update
-    share: np.ndarray           # (m,) the mixture as realised in whole windows; what a fit should use
+    share: np.ndarray           # (m,) the mixture as realised in whole windows, as asked where none were; what a fit should use
     windows: np.ndarray         # (m,) training windows this request consumed, per group
-    lr: float = 0.0             # learning rate of the last (Peek: of the coming) step
+    lr: float = 0.0             # learning rate of the step to come
     seconds: float = 0.0
 
 class History:
@@ -149,8 +150,8 @@ def normalise(A):
 def fit_linear_dynamic(mixtures, drops):
     """The linear law L^{t+1} = L^t - A p by least squares: mixtures (R, m), loss drops (R, n) -> A (n, m).
 
-    No intercept: on the simplex a constant is A plus the same number in a whole row. With R = m mixtures this is the
-    paper's solve. Raises ValueError when the mixtures do not tell the groups apart.
+    No intercept: as shares sum to 1, a constant is the same number added to every entry of a row of A. With R = m
+    mixtures this is the paper's solve. Raises ValueError when the mixtures do not tell the groups apart.
     """
     P = np.asarray(mixtures, float)
     if np.linalg.matrix_rank(P) < P.shape[1]:
@@ -167,7 +168,7 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, steps
     """min over the simplex of sum_i w_i L_i(p), or of sum_i w_i exp(L_i(p)) for objective="perplexity" -> p (m,).
 
     EGD with the law's own gradient, the step doubled while it helps and halved when it does not. For a convex law
-    the start does not matter; `starts` > 1 adds one near each corner for laws that are not. floor: least share.
+    the start does not matter; for laws that are not, `starts` > 1 adds the first starts - 1 corners. floor: least share.
     """
     m = law[-1].shape[-1]
     if floor * m >= 1:
@@ -273,7 +274,7 @@ def fit_log_linear(mixtures, losses, delta=.02):
     """Fit LogLinear to R finished runs: mixtures (R, m), losses (R, n), R >= m + 1. Deterministic.
 
     For a fixed c the law is linear, log(L - c) = t . p, so the starts are least squares at 30 values of c, and
-    L-BFGS polishes the best few. On data made by the law its predictions are recovered.
+    L-BFGS polishes three of the best nine. On data made by the law its predictions are recovered.
     """
     P, L = check_runs(mixtures, losses, np.shape(mixtures)[1] + 1)
     n, starts, errors = L.shape[1], [], []
@@ -308,9 +309,9 @@ def fit_power_law(mixtures, losses, delta=.02):
 class Forecast(NamedTuple):
     """Losses at the end of a run that goes on at mixture p, from what the run has shown so far (our own law, README):
 
-        L_i(p) = c_i + b_i / sqrt(E_i(p)),     E_i(p) = (1 - o_i) (n_i + (1 - t) p_i) + o_i p_i,     t = sum of n
+        L_i(p) = c_i + b_i / sqrt(E_i(p)),     E_i(p) = (1 - o_i) (n_i + (1 - d) p_i) + o_i p_i,     d = sum of n
 
-    n_i is what the run has seen of group i, as a share of the whole run. A power law of tokens alone forgets that models
+    n_i is what the run has seen of group i, and d of all groups, as a share of the whole run. A power law of tokens alone forgets that models
     forget: a part o_i of what is known lasts only while the group keeps its share, as if all of the run had had the
     present mixture. b >= 0 and 0 <= o <= 1, so every L_i is convex in p.
     """
@@ -334,12 +335,13 @@ def fit_forecast(n, share, losses):
     before it, losses (t, m), nats per token. Deterministic; raises ValueError for fewer than three validations.
 
     For a given o the law is linear in c and b >= 0, so eleven values of o are tried, per group. While the mixture does
-    not change, o cannot be told: ((o - .3) / .3)^2 is added to the squared errors in units of their noise, which is
-    taken from second differences of the losses.
+    not change, o cannot be told: a prior, ((o - .3) / .3)^2, is added to the squared errors in units of their noise. The
+    noise, one number for all groups, comes from the median of squared second differences of the losses, which the few
+    that a change of mixture makes do not move.
     """
     n, share, L = (np.asarray(a, float) for a in (n, share, losses))          # (t, m) each
     if len(L) < 3:
-        raise ValueError(f"a forecast needs three validations or more, not {len(L)}; raise --wait")
+        raise ValueError(f"a forecast needs three validations or more, not {len(L)}; raise --rounds or --wait")
     o = np.linspace(0, 1, 11)[:, None, None]                                  # (11, 1, 1)
     E = (1 - o) * n + o * n.sum(1, keepdims=True) * share                     # (11, t, m)
     F = np.maximum(E, 1e-4) ** -.5
@@ -348,7 +350,7 @@ def fit_forecast(n, share, losses):
     c = L.mean(0) - b * F.mean(1)
     b = np.where(c < 0, (F * L).sum(1) / (F * F).sum(1), b)                   # no negative floor: through the origin
     c = np.maximum(c, 0)
-    noise = max(np.median(np.diff(L, n=2, axis=0) ** 2) / 6, 1e-4)            # a second difference has 6 noises in it
+    noise = max(np.median(np.diff(L, n=2, axis=0) ** 2) / 6, 1e-4)            # nats^2; 6 = 1 + 4 + 1
     error = ((c[:, None] + b[:, None] * F - L) ** 2).sum(1) / noise + ((o[:, 0] - .3) / .3) ** 2          # (11, m)
     best, i = error.argmin(0), np.arange(L.shape[1])
     return Forecast(c[best, i], b[best, i], o[best, 0, 0], n[-1])
@@ -374,7 +376,8 @@ def standard_errors(mixtures, drops, A):
     return np.sqrt(np.outer(variance, np.diag(np.linalg.inv(P.T @ P))))
 
 def similarity(A, B, centred=False):
-    """The paper's sim: (cosine + Spearman) / 2 of two matrices' column sums, in [-1, 1]; 0 where one of them is constant.
+    """The paper's sim: (cosine + Spearman) / 2 of two matrices' column sums, in [-1, 1]; Spearman is 0 where one of them
+    is constant, and so is the centred cosine.
 
     A number added to a whole row moves all column sums alike and no egd step, but it moves the cosine: matrices that
     disagree in every step can be alike. centred=True takes each side's mean off first, and only differences count.
@@ -387,7 +390,7 @@ def similarity(A, B, centred=False):
 # --- The methods, in the order of a lecture. Keyword arguments are settings; train.py makes command-line flags of them.
 
 def stratified(h, steps):
-    """Equal shares: the baseline that no earlier method reliably beats. A^t = 0. Extra cost: none.
+    """Equal shares: the baseline. A^t = 0. Extra cost: none.
 
     Any method here whose column sums are equal, or whose eta is 0, is this one.
     """
@@ -418,8 +421,8 @@ def natural(h, steps, alpha=1.0):
     yield Train(egd(h.uniform, np.log(h.sizes), alpha), steps)
 
 def cover(m, runs, rng):
-    """`runs` mixtures spread over the simplex, (runs, m): evenly spaced for m = 2, else Dirichlet(1.5) draws of
-    which the closest pair loses one until `runs` are left (as the paper's sweeps)."""
+    """`runs` mixtures spread over the simplex, (runs, m): evenly spaced for m = 2, else Dirichlet(1.5) draws, one of the
+    closest two dropped until `runs` are left (as the paper's sweeps)."""
     if m == 2:
         first = np.arange(1, runs + 1) / (runs + 1)
         return np.column_stack((first, 1 - first))
@@ -455,7 +458,7 @@ def dml(h, steps, points=9, objective="loss"):
     """Data Mixing Laws (arXiv 2403.16952): L_i(p) = c_i + exp(t_i . p) fitted to a sweep, then minimised.
 
     A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
-    Extra cost: `points` full runs; the paper of Aioli uses 10, the law needs m + 1.
+    Extra cost: `points` full runs, or m + 1 if that is more, as the law needs them; the paper of Aioli uses 10.
     Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is enforced here and the problem is
     convex. Example: with t = [[-1, 0], [0, -1]] and c = 0 the best mixture is (.5, .5).
     points: number of scratch runs.  objective: average loss, or average perplexity.
@@ -467,8 +470,8 @@ def dml(h, steps, points=9, objective="loss"):
 def power(h, steps, points=9, objective="loss"):
     """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better (README, "Laws").
 
-    A = minus the law's gradient at the optimum. No group gets less than the least share that any run gave one: a power
-    law is not to be trusted in a corner that it has not seen. Extra cost: `points` full runs.
+    A = minus the law's gradient at the optimum. No group gets less than the least share that any run gave one (or half
+    of 1/m, if that is less): a power law is not to be trusted in a corner that it has not seen. Extra cost: as dml.
     points: number of scratch runs.  objective: average loss, or average perplexity.
     """
     P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
@@ -579,8 +582,8 @@ def learn_params(h, arms, f=.75, sweeps=2, probe=4, diagonal=False):
     Columns of groups outside `arms` are 0. diagonal: as if no group affected another, A_jj = fall of L_j / own share.
     """
     counts, shares, drops = probe_counts(arms, h.m, f, probe * h.batch), [], []
-    for sweep in range(sweeps):
-        order = order[::-1] if sweep % 2 else h.rng.permutation(len(arms))
+    for again in range(sweeps):
+        order = order[::-1] if again % 2 else h.rng.permutation(len(arms))
         for row in order:
             before = h.losses()[-1]
             after = yield Train(counts[row] / counts[row].sum(), probe, probe=True)
@@ -593,7 +596,10 @@ def learn_params(h, arms, f=.75, sweeps=2, probe=4, diagonal=False):
     return np.diag(np.diag(A)) if diagonal else A
 
 def adjust(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objective="loss", **probing):
-    """Aioli's outer loop (the paper's Algorithm 1): estimate A, one egd step, train the rest of the round."""
+    """Aioli's outer loop (the paper's Algorithm 1): estimate A, one egd step, train the rest of the round.
+
+    start (m,): the first mixture (default: uniform); its groups at 0 are not trained on. rows: the losses that count
+    (default: all). Others: as aioli."""
     p = h.uniform if start is None else start
     arms, blend, score = np.flatnonzero(p), None, np.zeros(h.m)
     rows = list(range(h.m)) if rows is None else rows
@@ -611,7 +617,7 @@ def adjust(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objective="los
         if ema:                                  # the release: average A, and start from uniform every round
             blend = scaled if blend is None else (1 - ema) * scaled + ema * blend
             score[arms] = blend.sum(0)
-            p = egd(p > 0, score, eta)
+            p = egd(p > 0, score, eta)           # from uniform over the groups trained on
         else:                                    # the paper: steps add up
             score[arms] = scaled.sum(0)
             p = egd(p, score, eta)
@@ -621,7 +627,7 @@ def aioli(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4, object
     """Aioli (arXiv 2411.05735): A^t measured inside the run by LearnParams, once a round; p^{t+1} = egd(p^t, ...).
 
     p^t = egd(p^{t-1}, column sums of normalise(A^t), eta) from the uniform mixture. Probe steps are part of the
-    budget; extra cost: sweeps * m + 1 validations a round. Paper: 20 rounds, eta .2, .1 or 1, f .625, .5 or .75
+    budget; extra cost: sweeps * m + 1 validations a round, one before. Paper: 20 rounds, eta .2, .1 or 1, f .625, .5 or .75
     (m = 2, 3, 7), sweeps 4 or 2, probe 4, 6 or 10. With --ema the released variant, which cannot leave
     [1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)] whatever it measures: for m = 2 and eta .2, [.45, .55].
     rounds: T, updates of the mixture.  eta: step size.  ema: weight of the past in the released average of A (0: off).
@@ -692,8 +698,8 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
 def learn(method, h, steps):
     """The mixture that `method` settles on, learnt on scratch runs of `steps` steps -> p (m,).
 
-    Its main run becomes a scratch run. A method that fixes one mixture for all of it has nothing more to learn there
-    and stops before it; of one that keeps moving, the average over the run is taken, as the paper does.
+    Its main run becomes a scratch run. A method that trains all of it on one mixture is stopped before it, as that
+    mixture is known by then; of a method that keeps moving, the average over the run is taken, as the paper does.
     """
     inner, reply = History(h.groups, h.sizes, h.batch, h.seed, h.runs), None
     program = method(inner, steps)

@@ -59,7 +59,7 @@ MUTANTS = [
     ("A is solved from nominal mixtures", "shares.append(h.last.share[arms])", "shares.append((f * np.eye(len(arms)) + (1 - f) / (len(arms) - 1) * (1 - np.eye(len(arms))))[row])"),
     ("drops have the wrong sign", "drops.append(before - after)", "drops.append(after - before)"),
     ("drops are measured from the start of the round", "            before = h.losses()[-1]\n", "            before = h.losses()[-1 - len(drops)]\n"),
-    ("second sweeps are not reversed", "order[::-1] if sweep % 2", "order if sweep % 2"),
+    ("second sweeps are not reversed", "order[::-1] if again % 2", "order if again % 2"),
     ("the diagonal ablation keeps everything", "return np.diag(np.diag(A)) if diagonal else A", "return A"),
     ("Aioli sums rows", "score[arms] = scaled.sum(0)\n            p = egd(p, score, eta)", "score[arms] = scaled.sum(1)\n            p = egd(p, score, eta)"),
     ("Aioli does not normalise", "scaled = normalise((w[:, None] * A)[np.ix_(rows, arms)])", "scaled = (w[:, None] * A)[np.ix_(rows, arms)]"),
