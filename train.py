@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class Config:
     """One run. Every field is a command-line flag; the text after # is its help."""
     # what
     method: str = "aioli"         # how the mixture is chosen: a name in aioli.METHODS
-    groups: str = "all"           # groups of text, joined by + or comma
+    groups: str = "all"           # groups of text, joined by + or comma; all; or sets: with a comparison, all data sets
     data: str = ""                # folder of your own text, one group per sub-folder or file; default: embedded text
     encoding: str = "bpe1024"     # bpeN learns N byte pairs from the text; or a name tiktoken knows (gpt2)
     seed: int = 0                 # initial weights, order of windows, probe order
@@ -53,7 +54,7 @@ class Config:
     seeds: int = 0                # run each method with this many seeds, from --seed on, in pairs, and tabulate
     quick: bool = False           # a first look: one seed, two data sets
     controls: bool = False        # with a comparison: the controls of equal compute and of equal average mixture, too
-    jobs: int = 0                 # with a comparison: runs side by side; 0: as many as there are cores
+    jobs: int = 0                 # with a comparison or --fidelity: processes side by side; 0: as many as there are cores
     fidelity: bool = False        # hold every method's A against the true one, measured with forks of a uniform run
     fork: int = 50                # with --fidelity: steps of a fork
     table: str = "out/compare/compare.json"    # with --fidelity: the comparison that gives sweeps and improvements
@@ -80,6 +81,13 @@ class Config:
     device: str = "auto"          # auto, cpu, cuda
     threads: int = 1              # CPU threads; 0: torch's choice
     compile: bool = False         # torch.compile the model
+
+    def __post_init__(self):
+        pick("preset", self.preset, model.PRESETS)
+        if min(self.batch, self.val_windows, self.test_windows, self.eval_every, self.steps or bool(self.runs)) < 1:
+            raise ValueError("--steps, --batch, --val-windows, --test-windows and --eval-every must be at least 1")
+        if min(self.seed, self.threads, self.jobs) < 0 or not 0 <= self.warmup < 1:
+            raise ValueError("--seed, --threads and --jobs must be at least 0, and --warmup at least 0 and below 1")
 
 class Stop(Exception):
     """Ctrl-C, taken at the next moment at which the state is whole."""
@@ -137,12 +145,14 @@ class Trainer:
     """Answers a method's requests. Owns the runs, the fixed validation and test windows, and the clock."""
 
     def __init__(self, config, corpus):
+        torch.set_num_threads(config.threads or torch.get_num_threads())
         self.config, self.corpus, self.m = config, corpus, len(corpus.groups)
         self.device = device(config.device)
         self.cast = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
         preset = model.PRESETS[config.preset]
         self.shape = dataclasses.replace(preset, vocab=max(preset.vocab, corpus.vocab))
         self.val = self.fixed(corpus.val, config.val_windows, seed=1)
+        self.test = self.fixed(corpus.test, config.test_windows, seed=2)
         self.targets = np.random.default_rng([config.seed, 2])                # which validation windows DoGE aims at
         self.runs, self.peeked, self.flat, self.done, self.curve = {}, {}, None, None, []
         self.stopping, self.eval_seconds, self.on_step = False, 0.0, lambda *_: None
@@ -168,7 +178,7 @@ class Trainer:
 
     def batch(self, run):
         x, y, group = run.sampler.batch()
-        x, y = (torch.from_numpy(a).to(self.device, non_blocking=True) for a in (x, y))
+        x, y = (torch.from_numpy(a).to(self.device) for a in (x, y))
         return x, y, group                                                    # (B, T), (B, T), (B,)
 
     def apply(self, run):
@@ -184,10 +194,10 @@ class Trainer:
     def validate(self, run, windows=None):
         """Mean loss of each group on fixed windows, (m,) nats per token. Changes nothing."""
         began, (x, y, group) = time.perf_counter(), windows or self.val
-        rows = max(1, (4096 if self.device.type == "cpu" else 65536) // self.shape.window)    # what a cache holds
+        rows = max(1, (4096 if self.device.type == "cpu" else 8192) // self.shape.window)     # fits a cache; a small GPU
         with self.cast:
             loss = torch.cat([run.model(a, b) for a, b in zip(x.split(rows), y.split(rows))])
-        mean = np.bincount(group, loss.double().cpu().numpy()) / np.bincount(group)
+        mean = np.bincount(group, loss.cpu().numpy()) / np.bincount(group)
         self.eval_seconds += time.perf_counter() - began
         return mean
 
@@ -226,10 +236,8 @@ class Trainer:
                 loss = run.forward(x, y, per_token=True)                      # (B, T)
                 with torch.no_grad():
                     excess = (loss - self.run(request.against).model(x, y, per_token=True)).clamp(min=0).mean(1)
-            absent = np.where(counts == 0, np.nan, 0)
-            means = np.bincount(group, excess.double().cpu().numpy(), self.m) / np.maximum(counts, 1)
             self.peeked[request.on] = [loss[group == j].mean() if counts[j] else None for j in range(self.m)]
-            signals = dict(excess=means + absent)
+            signals = dict(excess=np.bincount(group, excess.cpu().numpy(), self.m) / np.where(counts, counts, np.nan))
         else:
             val_x, val_y, of_group = self.val
             own = [np.flatnonzero(group == j) for j in range(self.m)]
@@ -242,7 +250,7 @@ class Trainer:
             for rows, out in zip(aim, V):
                 self.gradient(run, val_x[rows], val_y[rows], out)
             self.peeked[request.on] = [g if len(rows) else None for rows, g in zip(own, G)]
-            signals = dict(A=(V @ G.T).double().cpu().numpy(), norm=G.norm(dim=1).double().cpu().numpy(),
+            signals = dict(A=(V @ G.T).cpu().double().numpy(), norm=G.norm(dim=1).cpu().double().numpy(),
                            target_norm=float(V.mean(0).norm()))
         return dict(signals=signals, windows=counts, lr=self.lr(run))
 
@@ -270,30 +278,33 @@ class Trainer:
 
     def state(self):
         return dict(runs={name: run.state() for name, run in self.runs.items()}, done=self.done, curve=self.curve,
-                    targets=json.dumps(self.targets.bit_generator.state))
+                    eval_seconds=self.eval_seconds, targets=json.dumps(self.targets.bit_generator.state))
 
     def load(self, state):
         for name, saved in state["runs"].items():
             self.run(name, saved["of"]).load(saved)
-        self.done, self.curve = state["done"], state["curve"]
+        self.done, self.curve, self.eval_seconds = state["done"], state["curve"], state["eval_seconds"]
         self.targets.bit_generator.state = json.loads(state["targets"])
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop, and what it leaves on disk.
 
 def plain(value):
-    """numpy to what JSON can hold."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    """numpy as what JSON can hold, for json.dumps(default=plain)."""
+    return value.tolist()
 
-def to_line(row, steps):
-    """A Row as one line of history.jsonl; `steps` is the run's step count after it."""
-    said = dict(verb=type(row.request).__name__, **row.request._asdict(), at=steps)
-    return json.dumps({k: plain(v) for k, v in {**said, **row._asdict()}.items() if k != "request" and v is not None})
+def history_lines(history):
+    """Steps taken by each run, and the text of history.jsonl: a line per row, `at` its run's step count after it."""
+    at, lines = {}, []
+    for row in history.rows:
+        r = row.request
+        at[r.on] = at.get(r.on, 0) + getattr(r, "steps", isinstance(r, aioli.Update))
+        said = dict(verb=type(r).__name__, **r._asdict(), at=at[r.on], **row._asdict())
+        lines.append(json.dumps({k: v for k, v in said.items() if k != "request" and v is not None}, default=plain) + "\n")
+    return at, "".join(lines)
 
 def from_line(line):
-    """The Row that `to_line` wrote."""
+    """The Row that a line of history.jsonl tells of."""
     seen = json.loads(line)
     kind = getattr(aioli, seen["verb"])
     asked = kind(**{f: np.array(seen[f]) if f in ("p", "w", "A") else seen[f] for f in kind._fields if f in seen})
@@ -302,7 +313,7 @@ def from_line(line):
     return aioli.Row(asked, reply, np.array(seen["share"]), np.array(seen["windows"]), seen["lr"], seen["seconds"])
 
 def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
-    """The one loop: ask the method, let the trainer answer, record, tell the method.
+    """The one loop: ask the method, let the trainer answer, record, tell the method -> what the method returns.
 
     past: rows of an interrupted run; they are replayed to the method instead of trained again, and must be what it
     asks for. known: scratch runs of another method, replayed in order as far as this one asks for the same. Raises
@@ -316,8 +327,8 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
     while True:
         try:
             request = method.send(reply)
-        except StopIteration:
-            return history
+        except StopIteration as end:
+            return end.value
         if past:
             if not same(past[0]):
                 raise ValueError("the checkpoint belongs to a run with other settings; use another --out")
@@ -331,20 +342,11 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
             on_row(history.last)
         reply = history.reply
 
-def write(path, text):
-    """The file is whole or not there."""
+def write(path, content):
+    """Text, or a state for torch to load; the file is whole or not there."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_text(content, "utf-8") if isinstance(content, str) else torch.save(content, part)
     part.replace(path)
-
-def history_lines(history):
-    """Steps taken by each run, and the text of history.jsonl."""
-    at, lines = {}, []
-    for row in history.rows:
-        n = getattr(row.request, "steps", 1 if isinstance(row.request, aioli.Update) else 0)
-        at[row.request.on] = at.get(row.request.on, 0) + n
-        lines.append(to_line(row, at[row.request.on]))
-    return at, "".join(line + "\n" for line in lines)
 
 class Progress:
     """One line that updates while training, and one per new mixture; nothing when the output is not a terminal."""
@@ -354,7 +356,7 @@ class Progress:
         self.live, self.began, self.next, self.tokens = sys.stdout.isatty(), time.perf_counter(), 0.0, 0
 
     def mixture(self, p):
-        return "  ".join(f"{g} {share:.2f}"[:20].replace(" 0.", " .") for g, share in zip(self.groups, p))
+        return "  ".join(f"{g[:14]} {share:.2f}".replace(" 0.", " .") for g, share in zip(self.groups, p))
 
     def step(self, request, run, loss):
         self.tokens += self.c.batch * self.window
@@ -364,26 +366,25 @@ class Progress:
         self.next, spent = now + 0.2, now - self.began
         left = (run.of - run.step) * spent / (self.tokens / self.c.batch / self.window)
         loss = "" if loss is None else f"loss {loss.item():.3f}  "
-        print(f"\r{self.where} {run.step / run.of:4.0%}  {loss}{self.mixture(request[0])}  "
-              f"{self.tokens / spent / 1000:.1f}k tok/s  {left // 60:.0f}:{left % 60:02.0f} left\033[K", end="", flush=True)
+        line = (f"{self.where} {run.step / run.of:4.0%}  {loss}{self.tokens / spent / 1000:.1f}k tok/s  "
+                f"{left // 60:.0f}:{left % 60:02.0f} left  {self.mixture(request[0])}")
+        print(f"\r{line[:shutil.get_terminal_size().columns - 1]}\033[K", end="", flush=True)     # a second line would stay
 
     def row(self, row):
         r = row.request
-        moved = isinstance(r, aioli.Train) and r.steps and not r.probe and self.shown is not None \
-            and np.abs(r.p - self.shown).max() > .005
-        if self.live and moved:
+        if not isinstance(r, aioli.Train) or not r.steps or r.probe:
+            return
+        if self.live and self.shown is not None and np.abs(r.p - self.shown).max() > .005:
             print(f"\r{self.where}  mixture now {self.mixture(r.p)}  mean validation loss {row.reply.mean():.4f}\033[K")
-        if isinstance(r, aioli.Train) and r.steps and not r.probe:
-            self.shown = r.p
+        self.shown = r.p
 
 def summarise(config, settings, trainer, history, wall):
     """The result of a finished run, as saved in result.json."""
-    groups, main = trainer.corpus.groups, trainer.run("main")
+    groups, main, began = trainer.corpus.groups, trainer.run("main"), time.perf_counter()
     rows = [row for row in history.trained() if row.request.steps]
     at = np.cumsum([0] + [row.request.steps for row in rows])
-    began, evaluated = time.perf_counter(), trainer.eval_seconds
-    test = trainer.validate(main, trainer.fixed(trainer.corpus.test, config.test_windows, seed=2))
-    wall, trainer.eval_seconds = wall + time.perf_counter() - began, evaluated
+    test = trainer.validate(main, trainer.test)
+    wall += time.perf_counter() - began
     windows = history.windows()[-1]
     steps, _ = history_lines(history)
     window = config.batch * trainer.shape.window
@@ -437,7 +438,7 @@ def picture(result, history, path):
     if (plt := pyplot()) is None:
         return
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
-    rows = [row for row in history.trained()]
+    rows = history.trained()
     at = np.cumsum([row.request.steps for row in rows])
     points = sorted([[int(t), row.reply.tolist()] for t, row in zip(at, rows)] + result["curve"])
     for j, g in enumerate(result["groups"]):
@@ -459,7 +460,7 @@ def pick(what, name, options):
 LAWS = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law)
 
 def read_runs(files):
-    """MIXTURES.csv, LOSSES.csv -> {"mixtures": (names, (R, m)), "losses": (names, (R, n))}, rows matched by index.
+    """MIXTURES.csv, LOSSES.csv -> group names, mixtures (R, m) that sum to 1, loss names, losses (R, n), in the same order.
 
     Both have a header, and a first column that numbers the runs. What all names of a header share up to a separator
     (train_the_pile_, _val_loss) is dropped, so that groups match by name. Raises ValueError.
@@ -478,7 +479,8 @@ def read_runs(files):
     (groups, P), (targets, L) = tables
     if P.keys() != L.keys():
         raise ValueError(f"{files[0]} and {files[1]} do not list the same runs in their first columns")
-    return groups, np.array(list(P.values())), targets, np.array([L[key] for key in P])
+    P, L = aioli.check_runs(list(P.values()), [L[key] for key in P], 1)
+    return groups, P, targets, L
 
 def laws(config, settings):
     """--runs with --steps 0: fit the method's law to finished runs, print how good it is and what it proposes."""
@@ -499,7 +501,7 @@ def laws(config, settings):
     for i, name in [*enumerate(targets), (None, "mean")]:
         cells = [[v.mean() if i is None else v[i] for v in column] for column in columns]
         print(f"{name:<20}" + "   ".join(f"{r2:>9.4f}{mse:>10.5f}{100 * rho:>10.2f}" for r2, mse, rho in cells))
-    history = aioli.History(groups, np.ones(len(groups)), 1, config.seed, (P / P.sum(1, keepdims=True), L))
+    history = aioli.History(groups, np.ones(len(groups)), 1, config.seed, (P, L))
     p = next(aioli.METHODS[config.method](history, 0, **settings)).p
     print("proposed mixture: " + "  ".join(f"{g} {share:.3f}" for g, share in sorted(zip(groups, p), key=lambda x: -x[1])))
 
@@ -516,13 +518,8 @@ def program(config, settings, history):
 
 def train(config, settings, corpus=None):
     """One run from text to result.json -> the result. Raises ValueError for bad input, Stop on Ctrl-C."""
-    pick("preset", config.preset, model.PRESETS)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     if config.runs and config.steps == 0:
         return laws(config, settings)
-    if min(config.steps, config.batch, config.val_windows, config.test_windows, config.eval_every) < 1:
-        raise ValueError("--steps, --batch, --val-windows, --test-windows and --eval-every must be at least 1")
     corpus = corpus or data.load(config.groups, config.data or None, config.encoding, config.cache)
     out = Path(config.out or f"out/{config.method}-{'+'.join(corpus.groups)}-s{config.seed}")
     out.mkdir(parents=True, exist_ok=True)
@@ -536,35 +533,37 @@ def train(config, settings, corpus=None):
             raise ValueError(f"{config.runs[0]} has the groups {', '.join(groups)}; the text has {', '.join(corpus.groups)}")
         runs = P[:, [groups.index(g) for g in corpus.groups]], L
     history = aioli.History(corpus.groups, [len(t) for t in corpus.train], config.batch, config.seed, runs)
-    method, past, wall = program(config, settings, history), [], 0.0
+    method, past, wall, flags = program(config, settings, history), [], 0.0, dataclasses.asdict(config) | settings
     checkpoint, known = out / "checkpoint.pt", scratch_runs(config) if config.past else []
     if config.resume:
         if not checkpoint.exists():
             raise ValueError(f"nothing to resume: there is no {checkpoint}")
         saved = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
+        if told := difference(saved["flags"], flags, MAY_CHANGE):
+            raise ValueError(f"{checkpoint} is of a run with {told}; delete it, or use another --out")
         trainer.load(saved["trainer"])
         past, wall = [from_line(line) for line in saved["history"].splitlines()], saved["wall"]
     progress = Progress(config, corpus.groups, trainer.shape.window)
     trainer.on_step, began = progress.step, time.perf_counter()
     print(f"{config.method} on {'+'.join(corpus.groups)}: {config.steps} steps of {config.batch} x {trainer.shape.window} "
           f"tokens, {config.preset} model, {trainer.device}, seed {config.seed}", flush=True)
+
+    def spent():                                                              # what was taken over from other runs cost, too
+        return wall + time.perf_counter() - began + sum(row.seconds for row in known if any(row is r for r in history.rows))
+
     before = signal.signal(signal.SIGINT, lambda *_: setattr(trainer, "stopping", True))
     try:
         with no_denormals():
             drive(method, trainer, history, past, known, progress.row)
+        result = summarise(config, settings, trainer, history, spent())
+        write(out / "history.jsonl", history_lines(history)[1])
+        write(out / "result.json", json.dumps(result, indent=1))
+        checkpoint.unlink(missing_ok=True)
     except Stop:
-        state = dict(trainer=trainer.state(), history=history_lines(history)[1], wall=wall + time.perf_counter() - began)
-        part = checkpoint.with_name("checkpoint.pt.part")
-        torch.save(state, part)
-        part.replace(checkpoint)
+        write(checkpoint, dict(trainer=trainer.state(), history=history_lines(history)[1], wall=spent(), flags=flags))
         raise Stop(f"stopped; go on with the same command and --resume (state in {checkpoint})") from None
     finally:
         signal.signal(signal.SIGINT, before)
-    wall += sum(row.seconds for row in known if any(row is other for other in history.rows))   # what was taken over cost, too
-    result = summarise(config, settings, trainer, history, wall + time.perf_counter() - began)
-    write(out / "history.jsonl", history_lines(history)[1])
-    write(out / "result.json", json.dumps(result, indent=1))
-    checkpoint.unlink(missing_ok=True)
     report(result)
     picture(result, history, out / "run.png")
     print(f"written to {out}")
@@ -580,6 +579,15 @@ NOT_SHARED = ("method", "groups", "seed", "out", "resume", "runs", "holdout", "s
               "fidelity", "fork", "table", "prior", "cache")
 PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
 
+MAY_CHANGE = ("out", "cache", "past", "resume", "jobs", "threads", "device", "compile")    # from one part of a run to the next
+
+def difference(theirs, mine, free):
+    """The first flag, not in `free`, in which two runs differ, as "--lr 0.004, not 0.008"; "" if there is none."""
+    mine = json.loads(json.dumps(mine))                                       # tuples are lists there
+    theirs = json.loads(json.dumps(theirs))
+    return next((f"--{name.replace('_', '-')} {theirs.get(name)}, not {value}" for name, value in mine.items()
+                 if name not in free and theirs.get(name) != value), "")
+
 def scratch_runs(config):
     """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model. Raises ValueError."""
     try:
@@ -587,10 +595,11 @@ def scratch_runs(config):
         rows = [from_line(line) for line in Path(config.past).read_text().splitlines()]
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"--past {config.past} is not the history of a finished run ({error})") from None
-    for name, mine in dataclasses.asdict(config).items():
-        if name not in set(NOT_SHARED) - {"groups", "seed"} and theirs.get(name) != mine:
-            raise ValueError(f"--past {config.past} had --{name} {theirs.get(name)}, not {mine}; its runs are not this run's")
-    return [row for row in rows if isinstance(row.request, aioli.Train) and row.request.on != "main"]
+    if told := difference(theirs, dataclasses.asdict(config), set(NOT_SHARED) - {"groups", "seed"}):
+        raise ValueError(f"--past {config.past} is of a run with {told}; its runs are not this run's")
+    asked = [name for row in rows for name in (row.request.on, getattr(row.request, "against", ""))]
+    return [row for row in rows if isinstance(row.request, aioli.Train) and row.request.on != "main"
+            and asked.count(row.request.on) == 1]                             # a model that others go on with has to be there
 
 def base(name):
     """The row that a control or a restricted row builds on; "" for others."""
@@ -607,36 +616,40 @@ class Job(NamedTuple):
     flags: tuple                  # what it has beside the flags that all runs share
     needs: str = ""               # the job, of the same data set and seed, that has to be finished first
 
+def as_flags(values):
+    """{name: value} as a command line."""
+    flags = [(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
+    return [part for flag, value in flags for part in ([flag] if value is True else [flag, str(value)])]
+
 def method_flags(config, settings, name):
     """The flags of a row, the same for all data; of the method's own flags only those of --method alone count."""
     if name.startswith("half "):
-        return "--method", "fixed", "--prior", name.removeprefix("half "), "--first", "1"
+        return "--method", "fixed", "--prior", name.removeprefix("half "), "--first", "1", "--restart", "uniform"
     row = name.partition(" after ")[0]
     method, *given = row.split(":")
-    parameters, changed = inspect.signature(pick("method", method, aioli.METHODS)).parameters, []
+    parameters, changed = inspect.signature(pick("method", method, aioli.METHODS)).parameters, {}
     for part in given:
         key, value = part.split("=", 1) if "=" in part else ("objective", part)
         if key not in list(parameters)[2:]:
             raise ValueError(f"{name}: {method} has no {key} to choose, but {', '.join(list(parameters)[2:]) or 'no settings'}")
-        changed += [f"--{key.replace('_', '-')}", value]
-    own = [str(part) for key, value in settings.items() if row == config.method and value != parameters[key].default
-           for part in (f"--{key.replace('_', '-')}", value)]
-    return ("--method", method, *own, *changed)
+        changed[key] = value
+    own = {key: value for key, value in settings.items() if row == config.method and value != parameters[key].default}
+    return ("--method", method, *as_flags(own | changed))
 
 def shared_flags(config):
     """The flags that all runs of a comparison get, where they are not the default."""
-    given = [(f"--{f.name.replace('_', '-')}", getattr(config, f.name)) for f in dataclasses.fields(config)
-             if f.name not in NOT_SHARED and getattr(config, f.name) != f.default]
-    return [str(part) for flag, value in given for part in ([flag] if value is True else [flag, value])]
+    return as_flags({f.name: getattr(config, f.name) for f in dataclasses.fields(config)
+                     if f.name not in NOT_SHARED and getattr(config, f.name) != f.default})
 
 def jobs_of(flags, groups, seed, controls):
     """The runs of one data set and seed, dear ones first; flags: {name: its flags}. All that start with a sweep share one."""
-    swept = [name for name in flags if name.removeprefix("half ").split(":")[0] in ("grid", "dml", "power")]
     after = {name: base(name) for name in flags if " after " in name}
-    order = swept[:1] + [name for name in flags if name not in swept and name not in after] + swept[1:] + list(after)
+    plain = [name for name in flags if name not in after]
+    swept = [name for name in plain if name.removeprefix("half ").split(":")[0] in ("grid", "dml", "power")]
+    order = swept[:1] + [name for name in plain if name not in swept] + swept[1:] + list(after)
     needs = dict.fromkeys(swept[1:], swept[0] if swept else "") | after
     jobs = [Job(name, groups, seed, flags[name], needs.get(name, "")) for name in order]
-    moving = [name for name in flags if name.split(":")[0] in ("skillit", "aioli", "horizon")] if controls else []
+    moving = [name for name in plain if name.split(":")[0] in ("skillit", "aioli", "horizon")] if controls else []
     return jobs + [Job(f"average of {name}", groups, seed, ("--method", "fixed"), name) for name in moving]
 
 def separately(name, flags, **output):
@@ -660,8 +673,9 @@ def run_job(config, job, rows, folder):
         flags += ["--prior", joined(first["mixtures"][0][1])]                 # learnt already, and paid for below
     elif job.needs and past.exists():
         flags += ["--past", str(past)]
-    finished, (_, settings) = out / "result.json", parse(flags)
-    if not finished.exists() or json.loads(finished.read_text())["settings"] != settings:
+    finished, (asked, settings) = out / "result.json", parse(flags)
+    had = json.loads(finished.read_text()) if finished.exists() else dict(config={}, settings={})
+    if difference(had["config"] | had["settings"], dataclasses.asdict(asked) | settings, MAY_CHANGE):
         flags += ["--resume"] if (out / "checkpoint.pt").exists() else []
         separately(f"{job.name} on {job.groups}, seed {job.seed}", flags, stdout=subprocess.DEVNULL)
     result = json.loads(finished.read_text())
@@ -682,6 +696,10 @@ def compare(config, settings):
 
     Any number of interruptions repeat no finished run: a row is in compare.json as soon as its run has ended.
     """
+    if config.quick and (config.method, config.groups) != (Config.method, Config.groups):
+        raise ValueError("--quick has its own methods and data sets; leave it out to choose yours")
+    if config.runs or config.past or config.resume:
+        raise ValueError("a comparison makes its own runs and goes on by itself; leave out --runs, --past and --resume")
     names = list(ROWS) if config.quick or config.method == "all" else config.method.split(",")
     if config.prior:
         priors = PRIORS if config.prior == "all" else config.prior.split(",")
@@ -697,26 +715,31 @@ def compare(config, settings):
     folder.mkdir(parents=True, exist_ok=True)
     for groups in sets:
         data.load(groups, config.data or None, config.encoding, config.cache)          # once, before all want it at once
-    path, rows = folder / "compare.json", {}
+    path, rows, again = folder / "compare.json", {}, set()
+    cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
     if path.exists():
         saved = json.loads(path.read_text())
         if saved["flags"] != shared_flags(config):
             raise ValueError(f"{path} was made with the flags {' '.join(saved['flags']) or '(none)'}; use another --out")
         rows = rows_of(path)
         again = {key for key, row in rows.items() if settings.get(row["name"], row["settings"]) != row["settings"]}
+        if lost := [name for name, *cell in again if tuple(cell) not in cells]:
+            raise ValueError(f"{path} has {lost[0]} with other settings on more data sets or seeds; use another --out, or make "
+                             f"it a row of its own, {lost[0]}:SETTING=VALUE")
         rows = {key: row for key, row in rows.items() if key not in again and (base(key[0]), *key[1:]) not in again}
-    cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
-    run_all(config, [job for cell in cells for job in jobs_of(flags, *cell, config.controls)], rows, folder)
+    failed = run_all(config, [job for cell in cells for job in jobs_of(flags, *cell, config.controls)], rows, folder)
     if config.controls:
         budgets = {(groups, seed, round(1 + row["extra_steps"] / row["steps"]))
-                   for (name, groups, seed), row in rows.items() if name in names}
+                   for (name, groups, seed), row in rows.items() if name in names and " " not in name}
         longer = {k: ("--method", "stratified", "--steps", str(k * config.steps)) for _, _, k in budgets if k > 1}
-        run_all(config, [Job(f"stratified x{k}", groups, seed, longer[k]) for groups, seed, k in sorted(budgets)
-                         if k in longer and (groups, seed) in cells], rows, folder)
+        failed += run_all(config, [Job(f"stratified x{k}", groups, seed, longer[k]) for groups, seed, k in sorted(budgets)
+                                   if k in longer and (groups, seed) in cells], rows, folder)
     tables = "\n\n".join(tabulate(rows))
     write(folder / "compare.md", tables + "\n")
     print("\n" + tables + f"\n\nwritten to {folder}")
     compare_pictures(rows, folder)
+    if failed:
+        raise ValueError(f"{len(failed)} runs failed, the others are kept; the first: {failed[0]}")
     return rows
 
 @contextmanager
@@ -725,12 +748,14 @@ def workers(config):
     with ThreadPoolExecutor(config.jobs or os.cpu_count()) as pool:
         try:
             yield pool
-        except (KeyboardInterrupt, Stop):
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise Stop("stopped; what is finished is kept, and the same command goes on") from None
+        except BaseException as error:                                        # whatever it is, begin nothing more
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, (KeyboardInterrupt, Stop)):
+                raise Stop("stopped; what is finished is kept, and the same command goes on") from None
+            raise
 
 def run_all(config, jobs, rows, folder):
-    """Run the jobs that have no row yet, a few side by side, in order; a failure is told at the end, not in the middle."""
+    """Run the jobs that have no row yet, a few side by side, in order -> what failed, a line each, to be told at the end."""
     todo = [job for job in jobs if job[:3] not in rows]
     began, ended, failed, futures = time.perf_counter(), 0, [], {}
 
@@ -756,8 +781,7 @@ def run_all(config, jobs, rows, folder):
             print(f"{ended:>4}/{len(todo)}  {row['name']:<34}{row['groups']:<18} seed {row['seed']}  perplexity "
                   f"{row['avg_test_ppl']:7.3f}  {spent / 60:5.1f} min, about {spent / ended * (len(todo) - ended) / 60:.0f} left",
                   flush=True)
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(todo)} runs failed, the others are kept; the first: {failed[0]}")
+    return failed
 
 def interval(values):
     """Mean and half-width of the 95 % t-interval; half-width NaN for a single value."""
@@ -815,11 +839,10 @@ def tally(rows, sets, method, priors):
     """One line on the restricted setting: in how many (prior, data set) the method is better than the prior's mixture."""
     gaps = [interval([row["avg_test_ppl"] - other["avg_test_ppl"] for row, other in pair]) for prior in priors for g in sets
             if (pair := partners(rows, f"{method} after {prior}", g, lambda row: f"half {prior}"))]
-    better, surely, worse = (sum(map(test, gaps)) for test in (lambda g: g[0] < 0, lambda g: sum(g) < 0, lambda g: g[0] > g[1]))
-    means = [mean for mean, _ in gaps]
-    return (f"{method} after another method's mixture, against that mixture throughout: better in {better} of {len(gaps)} "
-            f"(prior, data set), surely in {surely}, surely worse in {worse}; difference in perplexity: mean "
-            f"{np.mean(means):+.2f}, median {np.median(means):+.2f}")
+    mean, half = np.array(gaps).reshape(-1, 2).T
+    return (f"{method} after another method's mixture, against that mixture throughout: better in {(mean < 0).sum()} of "
+            f"{len(mean)} (prior, data set), surely in {(mean + half < 0).sum()}, surely worse in {(mean > half).sum()}; "
+            f"difference in perplexity: mean {np.mean(mean):+.2f}, median {np.median(mean):+.2f}")
 
 def tabulate(rows):
     """The paper's tables, methods x data sets, as Markdown, one string each; rows: {(name, groups, seed): row}."""
@@ -855,7 +878,7 @@ def compare_pictures(rows, folder):
         return
     table_picture(plt, rows, names, sets, folder / "table.png")
     for groups in sets:
-        seed = min(s for _, g, s in rows if g == groups)
+        seed = min((s for name, g, s in rows if (name, g) == ("stratified", groups)), default=None)
         mine = {name: rows[name, groups, seed] for name in names if (name, groups, seed) in rows}
         if not mine:
             continue
@@ -937,29 +960,18 @@ JUDGED = ("dml", "power", "skillit", "doremi", "doge", "aioli", "horizon", "powe
           "horizon:perplexity")
 LAW_NAMES = dict(dml="log-linear, static", power="power, static")
 
-def returned(generator, trainer, history):
-    """Let the trainer answer a generator of requests -> what the generator returns."""
-    box = []
-    def program():
-        box.append((yield from generator))
-    drive(program(), trainer, history)
-    return box[0]
-
 def own_matrices(trainer, history, saved, G, laws):
     """Every method's A^t, (m, m), at a point of a uniform run; afterwards the run is where it was. saved: its state."""
     u, steps, m, main = history.uniform, trainer.config.steps, history.m, trainer.run("main")
-
-    def learn_params(h):
-        h.rows, h.rng = [], np.random.default_rng(h.seed)
-        yield aioli.Train(u, 0)
-        return (yield from aioli.learn_params(h, np.arange(m)))
     own = {name: -law.gradient(u) for name, law in laws.items()}
     own["skillit"] = G * trainer.validate(main)[:, None]
     excess = [trainer.answer(aioli.Peek(u, steps, "main", "reference"))["signals"]["excess"] for _ in range(16)]
     own["doremi"] = np.diag(np.nanmean(excess, axis=0))
     own["doge"] = np.nanmean([trainer.answer(aioli.Peek(u, steps, "main"))["signals"]["A"] for _ in range(16)], axis=0)
     main.load(saved)
-    own["aioli"] = returned(learn_params(h := copy.copy(history)), trainer, h)
+    probes = aioli.History(history.groups, history.sizes, history.batch, history.seed)
+    probes.add(aioli.Train(u, 0), loss=trainer.validate(main))
+    own["aioli"] = drive(aioli.learn_params(probes, np.arange(m)), trainer, probes)
     main.load(saved)
     own["horizon"] = -aioli.forecast(history, steps * history.batch).gradient(u)
     return {name: own[name] for name in JUDGED if name in own}
@@ -987,30 +999,35 @@ def fidelity(config):
     Along one uniform run, at 1/4, 1/2 and 3/4 of it: fork twice at each of 9 mixtures or more, fit the linear dynamic
     law to the falls (A*), and measure what each method would take for A there. Ceiling: A* of one half of the forks
     against the other's. Costs a reference run and one run per group beside the forks; static laws use the table's sweep.
+    What was measured already, with these flags and this sweep, is not measured again.
     """
-    pick("preset", config.preset, model.PRESETS)
     if config.fork < 1 or config.steps < 100:
         raise ValueError("--fidelity needs --fork of 1 or more and --steps of 100 or more")
-    torch.set_num_threads(config.threads or torch.get_num_threads())
     corpus = data.load(config.groups, config.data or None, config.encoding, config.cache)
-    out = Path(config.out or "out/fidelity") / config.groups
+    out, table = Path(config.out or f"out/fidelity/{config.groups}"), Path(config.table)
+    if table.exists() and (flags := json.loads(table.read_text())["flags"]) != shared_flags(config):
+        raise ValueError(f"{table} was made with the flags {' '.join(flags) or '(none)'}; take the same, or another --table")
+    if not (sweep := rows_of(table).get(("grid", config.groups, config.seed), {}).get("sweep")):
+        print(f"{config.groups}: no run of grid with seed {config.seed} in {table}, so dml and power are left out")
+    if (out / "fidelity.json").exists():
+        had = json.loads((out / "fidelity.json").read_text())
+        if had["sweep"] == sweep and not difference(had["config"], dataclasses.asdict(config), MAY_CHANGE):
+            return had
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, corpus)
     history = aioli.History(corpus.groups, [len(t) for t in corpus.train], config.batch, config.seed)
     windows = trainer.fixed(corpus.val, 4 * config.val_windows, seed=1)
     P = aioli.cover(history.m, max(9, 2 * history.m + 1), np.random.default_rng(0))
-    if not (sweep := rows_of(Path(config.table)).get(("grid", config.groups, config.seed), {}).get("sweep")):
-        print(f"{config.groups}: no run of grid with seed {config.seed} in {config.table}, so dml and power are left out")
     Q, L = map(np.array, zip(*sweep)) if sweep else ([], [])
     laws = {name: LAWS[name](Q, L) for name in LAWS} if sweep else {}
     fits = [dict(law=LAW_NAMES[name], runs=len(Q), mse=1000 * float(mse.mean()), r2=float(r2.mean()))
             for name, law in laws.items() for r2, mse, _ in [aioli.quality(law, Q, L)]]
     with no_denormals():
-        G = returned(aioli.skill_graph(history, config.steps), trainer, history)
+        G = drive(aioli.skill_graph(history, config.steps), trainer, history)
         trainer.answer(aioli.Train(history.uniform, config.steps, on="reference"))
         history.rows, points = [], []
-        for part in range(1, 20):                                             # validations every 1/20, as horizon needs them
-            request = aioli.Train(history.uniform, part * config.steps // 20 - (part - 1) * config.steps // 20)
+        for part, n in enumerate(aioli.split(config.steps, 20)[:15], 1):      # validations every 1/20, as horizon needs them
+            request = aioli.Train(history.uniform, n)
             history.add(request, **trainer.answer(request))
             if part not in (5, 10, 15):
                 continue
@@ -1025,27 +1042,31 @@ def fidelity(config):
             points.append(dict(step=step, loss=trainer.validate(trainer.run("main"), windows), shares=shares, drops=drops,
                                A=A, error=aioli.standard_errors(shares, drops, A), halves=halves, own=own))
             print(f"{config.groups}: step {step} of {config.steps}, {len(shares)} forks of {config.fork} steps", flush=True)
-    result = dict(groups=corpus.groups, fits=fits, points=points, config=dataclasses.asdict(config), versions=versions())
+    result = dict(groups=corpus.groups, fits=fits, points=points, sweep=sweep, config=dataclasses.asdict(config),
+                  versions=versions())
     write(out / "fidelity.json", json.dumps(result, default=plain))
-    return result
+    return json.loads((out / "fidelity.json").read_text())
 
 def fidelities(config):
-    """fidelity() of every data set, a process each -> tables on the terminal and in fidelity.md, figure3.png. ValueError."""
-    folder, sets = Path(config.out or "out/fidelity"), data.SETS if config.groups == "sets" else [config.groups]
-    same = ["--fork", str(config.fork), "--table", config.table, "--seed", str(config.seed), "--cache", config.cache,
-            "--out", str(folder), *shared_flags(config), "--fidelity", "--jobs", "1"]
+    """fidelity() of one data set, or of all, a process each -> tables on the terminal and in fidelity.md, figure3.png.
+    Raises ValueError."""
+    if config.groups != "sets":
+        folder, found = Path(config.out or f"out/fidelity/{config.groups}"), {config.groups: fidelity(config)}
+    else:
+        folder, found = Path(config.out or "out/fidelity"), {}
+        same = ["--fidelity", "--fork", str(config.fork), "--table", config.table, "--seed", str(config.seed), "--cache",
+                config.cache, *shared_flags(config)]
 
-    def work(groups):
-        path, flags = folder / groups / "fidelity.json", [*same, "--groups", groups]
-        asked = json.dumps(dataclasses.asdict(parse(flags)[0]))
-        if not path.exists() or json.dumps(json.loads(path.read_text())["config"]) != asked:
-            separately(groups, flags)
-        return json.loads(path.read_text())
+        def work(groups):
+            separately(groups, [*same, "--groups", groups, "--out", str(folder / groups)], stdout=subprocess.DEVNULL)
+            return json.loads((folder / groups / "fidelity.json").read_text())
 
-    for groups in sets:
-        data.load(groups, config.data or None, config.encoding, config.cache)
-    with workers(config) as pool:
-        found = dict(zip(sets, pool.map(work, sets)))
+        for groups in data.SETS:
+            data.load(groups, config.data or None, config.encoding, config.cache)          # once, before two want it at once
+        with workers(config) as pool:
+            for groups, result in zip(data.SETS, pool.map(work, data.SETS)):
+                found[groups] = result
+                print(f"{groups}: done, {len(found)} of {len(data.SETS)}", flush=True)
     summary, details = judge(found, Path(config.table), folder)
     write(folder / "fidelity.md", f"{summary}\n\n{details}\n")
     print(f"\n{summary}\n\nevery column sum of every method: {folder}/fidelity.md")
@@ -1106,7 +1127,7 @@ def correlate(found, sims, rows, folder):
     lines = ["Figure 3, R^2 of the improvement over stratified in per cent, a dot per method and data set (the paper: 0.491):"]
     for key, what in (("avg_test_ppl", "perplexity"), ("avg_test_loss", "loss")):
         for title, cells in zip(SIMS, sims):
-            dots = np.array([(cells[at], gain[*at, key]) for at in cells if (*at, key) in gain])
+            dots = np.array([(cells[at], gain[(*at, key)]) for at in cells if (*at, key) in gain])
             if len(dots) > 2:
                 r, rho = np.corrcoef(dots.T)[0, 1], np.corrcoef(*map(aioli.ranks, dots.T))[0, 1]
                 lines.append(f"- average test {what}, {title}: {r * r:.3f} (r {r:+.2f}, of ranks {rho:+.2f}; {len(dots)} dots)")
@@ -1121,7 +1142,7 @@ def figure3(sims, gain, path):
     for axis, title, cells in zip(axes, SIMS, sims):
         for j, name in enumerate(JUDGED):                                     # what minimises perplexity is like its twin, with an edge
             colour = COLOURS[JUDGED.index(name.split(":")[0])]
-            dots = [(x, max(gain[*at, "avg_test_ppl"], -16)) for at, x in cells.items()
+            dots = [(x, max(gain[(*at, "avg_test_ppl")], -16)) for at, x in cells.items()
                     if at[0] == name and (*at, "avg_test_ppl") in gain]
             if dots:
                 axis.plot(*zip(*dots), "sD^v<>PD>P"[j], color=colour, markeredgecolor="black" if ":" in name else colour, label=name)
@@ -1134,12 +1155,12 @@ def figure3(sims, gain, path):
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line: flags are made from Config and from the method's keyword arguments.
 
-@functools.cache                              # parsed once, before there are threads: Python 3.11's ast is not for two
+@functools.cache                              # inspect.getsource is not for several threads; compare() asks before it has them
 def help_of(function_or_class):
     """{name: help text}: the comment behind a Config field, or 'name: text.' in a method's docstring."""
     if inspect.isclass(function_or_class):
         return dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(function_or_class), re.M))
-    return dict(re.findall(r"(?:^|  )(\w+): ([^\n]*?)\.?(?=  \w+: |$)", inspect.getdoc(function_or_class), re.M))
+    return dict(re.findall(r"(?:^|  )(\w+): ([^\n]*?)\.?(?=  \w+: |$)", inspect.getdoc(function_or_class) or "", re.M))
 
 def parse(argv):
     """Command line -> Config, settings of the method. Raises ValueError naming the nearest flag or method."""
@@ -1173,8 +1194,9 @@ def parse(argv):
         add(parser.add_argument_group(f"settings of {name}"), settings, help_of(method))
     seen, unknown = parser.parse_known_args(argv)
     if unknown:
+        if not unknown[0].startswith("-"):
+            raise ValueError(f"{unknown[0]!r} is not the value of any flag; lists are joined by + or by commas, without spaces")
         pick(f"flag for method {name}", unknown[0].split("=")[0], sorted(parser._option_string_actions))
-        raise ValueError(f"{unknown[0]!r} is not the value of any flag")
     seen = vars(seen)
     return Config(**{name: seen[name] for name in fields}), {name: seen[name] for name in settings}
 
@@ -1192,7 +1214,7 @@ def main(argv=None):
         if several:
             compare(config, settings)
         elif config.fidelity:
-            fidelity(config) if config.jobs == 1 and config.groups != "sets" else fidelities(config)
+            fidelities(config)
         else:
             train(config, settings)
     except (ValueError, OSError) as error:

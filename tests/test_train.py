@@ -154,8 +154,22 @@ def test_resuming_with_other_settings_is_refused(tmp_path, monkeypatch):
     with pytest.raises(train.Stop):
         run(tmp_path, "aioli", settings={"rounds": 2})
     monkeypatch.setattr(train.Progress, "step", original)
-    with pytest.raises(ValueError, match="other settings"):
-        run(tmp_path, "aioli", settings={"rounds": 2, "eta": .5}, resume=True)
+    for settings, config, says in (({"eta": .5}, {}, "--eta 0.2, not 0.5"), ({}, {"lr": 1e-3}, "--lr 0.003, not 0.001")):
+        with pytest.raises(ValueError, match=f"of a run with {says}"):
+            run(tmp_path, "aioli", settings={"rounds": 2, **settings}, resume=True, **config)
+    assert run(tmp_path, "aioli", settings={"rounds": 2}, resume=True, threads=0)[0]["steps"] == 60     # but on another machine
+
+
+def test_a_finished_run_is_kept_whatever_comes_while_it_is_tested(tmp_path, monkeypatch):
+    original = train.summarise
+    monkeypatch.setattr(train, "summarise", lambda *about: signal.raise_signal(signal.SIGINT) or original(*about))
+    assert run(tmp_path, steps=5)[0]["steps"] == 5
+    steps = []
+    monkeypatch.setattr(train.Progress, "step", lambda *about: steps.append(1))
+    with pytest.raises(data.DataError, match="held-out tokens"):
+        monkeypatch.setitem(model.PRESETS, "tiny", model.Config(layers=1, heads=2, width=32, window=1500, vocab=48))
+        run(tmp_path, name="other")
+    assert not steps                                                             # not after hours of training
 
 
 def trainer(**config):
@@ -265,6 +279,9 @@ def test_a_prior_comes_first_and_its_runs_are_counted(texts, tmp_path, capsys):
     (["--rounds", "10"], "leave 4 a round", 2),
     (["--rounds", "100"], "cannot be cut", 2),
     (["--steps", "0"], "at least 1", 2),
+    (["--warmup", "1"], "below 1", 2),
+    (["--threads", "-1"], "at least 0", 2),
+    (["--groups", "code", "law"], "'law' is not the value of any flag", 2),
     (["--objective", "bleu", "--rounds", "2"], "neither loss nor perplexity", 2),
     (["--method", "aioli_ood", "--target", "lav"], "there are code, law", 2),
     (["--method", "aioli_ood"], "give three groups", 2),
@@ -384,6 +401,28 @@ def test_what_others_wait_for_comes_first_and_all_halves_share_one_sweep():
     assert all(order.index(needs[name]) < order.index(name) for name in names if needs[name])
 
 
+def test_a_method_that_could_be_a_prior_may_come_after_one():
+    names = ["half doremi", "grid:perplexity after doremi", "horizon after doremi", "horizon"]
+    jobs = train.jobs_of({name: () for name in names}, "a+b", 0, controls=True)
+    assert [(job.name, job.needs) for job in jobs] == [("half doremi", ""), ("horizon", ""), (names[1], names[0]),
+                                                       (names[2], names[0]), ("average of horizon", "horizon")]
+
+
+def test_where_a_method_restarts_is_nothing_to_a_mixture_that_stays(tmp_path):
+    config, _ = train.parse(["--method", "aioli", "--prior", "grid", "--restart", "prior"])
+    flags = [*train.shared_flags(config), *train.method_flags(config, {}, "half grid")]
+    config, settings = train.parse(flags)
+    train.program(config, settings, aioli.History("ab", [1, 1], 8))             # raises if it cannot
+
+
+def test_runs_that_others_go_on_with_are_not_taken_over(tmp_path):
+    """DoReMi's proxy is scored with the reference model itself, not with its losses."""
+    for method, taken in (("doremi", 0), ("doge", 0), ("grid", 3)):
+        result, _ = run(tmp_path, method, steps=9, settings={"points": 3} if method == "grid" else {}, name=method)
+        config = train.Config(**{**result["config"], "runs": (), "holdout": (), "past": str(tmp_path / method / "history.jsonl")})
+        assert len(train.scratch_runs(config)) == taken
+
+
 def test_a_row_may_have_settings_of_its_own():
     flags = lambda name: train.method_flags(train.parse(["--method", "a,b"])[0], {}, name)
     assert flags("aioli:perplexity:eta=2:probe=3") == ("--method", "aioli", "--objective", "perplexity", "--eta", "2", "--probe", "3")
@@ -407,12 +446,15 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
     assert train.main([*small, "--method", "fixed"]) == 0
     said = capsys.readouterr().out
     assert "1/1" in said and "grid " not in said.split("Differences")[0] and "| grid |" in said
+    assert compare_here(monkeypatch, [*small, "--method", "aioli_ood,natural"]) == 2      # the one needs three groups
+    told = capsys.readouterr()
+    assert "| natural |" in told.out and "1 runs failed" in told.err and "give three groups" in told.err
 
 
 def test_a_row_with_other_settings_is_run_again_and_so_is_what_builds_on_it(texts, tmp_path, monkeypatch):
     kept, settings = [], lambda name: train.parse(["--method", name])[1]
     asked = []
-    monkeypatch.setattr(train, "run_all", lambda config, jobs, rows, folder: (kept.append({name for name, *_ in rows}), asked.append(jobs)))
+    monkeypatch.setattr(train, "run_all", lambda config, jobs, rows, folder: kept.append({name for name, *_ in rows}) or asked.append(jobs) or [])
     monkeypatch.setattr(train, "pyplot", lambda: None)
     names = {"stratified": {}, "aioli": settings("aioli"), "horizon": settings("horizon"), "half grid": {"mixture": ""},
              "average of aioli": {"mixture": ".5+.5"}, "average of horizon": {"mixture": ".5+.5"}, "aioli after grid": settings("aioli")}
@@ -424,6 +466,10 @@ def test_a_row_with_other_settings_is_run_again_and_so_is_what_builds_on_it(text
         flags = train.shared_flags(train.parse(small)[0])
         (tmp_path / "compare.json").write_text(json.dumps(dict(flags=flags, rows=rows)))
         assert train.main([*small, "--method", *method]) == 0 and kept[-1] == set(names) - again
+    more = [dict(r, seed=1) for r in rows]
+    (tmp_path / "compare.json").write_text(json.dumps(dict(flags=flags, rows=rows + more)))
+    assert train.main([*small, "--method", "aioli", "--eta", "3"]) == 2                   # seed 1 would lose its row
+    assert len(train.rows_of(tmp_path / "compare.json")) == len(rows + more)
     assert train.main([*small, "--method", "horizon", "--controls"]) == 0
     assert [job[:3] for job in asked[-1]] == [("stratified x3", "code+law", 0)] and asked[-1][0].flags[-2:] == ("--steps", "3000")
 
@@ -433,6 +479,8 @@ def test_a_row_with_other_settings_is_run_again_and_so_is_what_builds_on_it(text
     (["--method", "stratified:loss,dml"], "no objective"),
     (["--method", "doge:perplexity"], "no objective"),
     (["--method", "aioli:rate=2"], "no rate"),
+    (["--quick", "--method", "aioli,dml"], "its own methods"),
+    (["--seeds", "2", "--past", "nowhere.jsonl"], "leave out"),
     (["--fidelity", "--seeds", "2"], "at one --seed"),
     (["--method", "aioli", "--prior", "grid:perplexity"], "unknown prior"),
     (["--method", "stratified:eta=2"], "no settings"),
@@ -509,14 +557,16 @@ def test_fidelity_holds_every_methods_A_against_the_forks_and_draws_figure_3(tex
     sweep = [[[a, 1 - a], [3 - a + a * a, 2 + a * a / 2]] for a in np.linspace(.1, .9, 9).tolist()]
     rows = [row(name, "code+law", 0, ppl, 3 - .01 * ppl) for name, ppl in
             (("stratified", 20.), ("skillit", 19.), ("doremi", 18.), ("doge", 25.), ("aioli", 20.5), ("horizon", 17.))]
-    table.write_text(json.dumps(dict(rows=[*rows, row("grid", "code+law", 0, 19., sweep=sweep)])))
     small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "100", "--batch", "4",
              "--val-windows", "1", "--out", str(tmp_path / "o"), "--groups", "code+law", "--fork", "1", "--fidelity",
              "--preset", "tiny"]
-    assert train.main([*small, "--table", str(table), "--jobs", "1"]) == 0                # this data set, in this process
+    flags = train.shared_flags(train.parse(small)[0])
+    table.write_text(json.dumps(dict(flags=flags, rows=[*rows, row("grid", "code+law", 0, 19., sweep=sweep)])))
+    assert train.main([*small, "--table", str(table)]) == 0
     assert train.main([*small, "--table", str(table)]) == 0                               # what is there is not measured again
     said = capsys.readouterr().out
-    result = json.loads((tmp_path / "o" / "code+law" / "fidelity.json").read_text())
+    assert train.main([*small, "--table", str(table), "--lr", ".001"]) == 2 and "was made with the flags" in capsys.readouterr().err
+    result = json.loads((tmp_path / "o" / "fidelity.json").read_text())
     assert [point["step"] for point in result["points"]] == [25, 50, 75]
     for point in result["points"]:
         assert set(point["own"]) == {name for name in train.JUDGED if ":" not in name} and np.shape(point["A"]) == np.shape(point["error"]) == (2, 2)
@@ -540,5 +590,5 @@ def test_fidelity_holds_every_methods_A_against_the_forks_and_draws_figure_3(tex
     np.testing.assert_allclose(ratio[:, 0], ratio[:, 1])
     assert not np.allclose(ratio, 1, rtol=1e-6)
     assert said.count("step 50 of 100") == 1 and "| linear, dynamic, step 50 |" in said
-    assert "average test loss, sim of A with A*" in said and said.count("; 5 dots)") == 4
+    assert "average test loss, sim of A with A*" in said and said.count("; 5 dots)") == 2 * 4    # judged each time
     assert train.judge({"code+law": result}, tmp_path / "none", tmp_path)[0].endswith(f"there is no comparison in {tmp_path / 'none'}")
