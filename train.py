@@ -960,10 +960,12 @@ JUDGED = ("dml", "power", "skillit", "doremi", "doge", "aioli", "horizon", "powe
           "horizon:perplexity")
 LAW_NAMES = dict(dml="log-linear, static", power="power, static")
 
-def own_matrices(trainer, history, saved, G, laws):
-    """Every method's A^t, (m, m), at a point of a uniform run; afterwards the run is where it was. saved: its state."""
+def own_matrices(trainer, history, saved, G, fitted):
+    """Every method's A^t, (m, m), at a point of a uniform run, whose state is `saved`; afterwards the run is there again.
+
+    G: Skill-It's graph; fitted: {name: law} of dml and power."""
     u, steps, m, main = history.uniform, trainer.config.steps, history.m, trainer.run("main")
-    own = {name: -law.gradient(u) for name, law in laws.items()}
+    own = {name: -law.gradient(u) for name, law in fitted.items()}
     own["skillit"] = G * trainer.validate(main)[:, None]
     excess = [trainer.answer(aioli.Peek(u, steps, "main", "reference"))["signals"]["excess"] for _ in range(16)]
     own["doremi"] = np.diag(np.nanmean(excess, axis=0))
@@ -1019,9 +1021,9 @@ def fidelity(config):
     windows = trainer.fixed(corpus.val, 4 * config.val_windows, seed=1)
     P = aioli.cover(history.m, max(9, 2 * history.m + 1), np.random.default_rng(0))
     Q, L = map(np.array, zip(*sweep)) if sweep else ([], [])
-    laws = {name: LAWS[name](Q, L) for name in LAWS} if sweep else {}
+    fitted = {name: LAWS[name](Q, L) for name in LAWS} if sweep else {}
     fits = [dict(law=LAW_NAMES[name], runs=len(Q), mse=1000 * float(mse.mean()), r2=float(r2.mean()))
-            for name, law in laws.items() for r2, mse, _ in [aioli.quality(law, Q, L)]]
+            for name, law in fitted.items() for r2, mse, _ in [aioli.quality(law, Q, L)]]
     with no_denormals():
         G = drive(aioli.skill_graph(history, config.steps), trainer, history)
         trainer.answer(aioli.Train(history.uniform, config.steps, on="reference"))
@@ -1035,7 +1037,7 @@ def fidelity(config):
             shares, drops = forks(trainer, saved, np.concatenate((P, P)), config.fork, windows)
             A = aioli.fit_linear_dynamic(shares, drops)
             halves = [aioli.fit_linear_dynamic(shares[side], drops[side]) for side in (slice(len(P)), slice(len(P), None))]
-            own = own_matrices(trainer, history, saved, G, laws)
+            own = own_matrices(trainer, history, saved, G, fitted)
             step, error = trainer.run("main").step, ((drops - shares @ A.T) ** 2).mean(0)
             fits.append(dict(law=f"linear, dynamic, step {step}", runs=len(shares), mse=1000 * float(error.mean()),
                              r2=float((1 - error / drops.var(0)).mean())))
@@ -1086,7 +1088,7 @@ def similarities(point):
 def judge(found, path, folder):
     """What the results of fidelity(), {data set: result}, say -> summary, details, both Markdown; and figure3.png, if
     there is a comparison at `path`."""
-    def grid(title, names, cells):
+    def per_set(title, names, cells):
         lines = []
         for name in names:
             if own := {g: cells[name, g] for g in found if (name, g) in cells}:
@@ -1094,14 +1096,12 @@ def judge(found, path, folder):
         return markdown([title, *found, "mean"], lines)
 
     fits = {(fit["law"], g): fit for g, result in found.items() for fit in result["fits"]}
-    parts = [grid(f"fit of each law: {title}", dict.fromkeys(law for law, _ in fits), {at: fit[key] for at, fit in fits.items()})
+    parts = [per_set(f"fit of each law: {title}", dict.fromkeys(law for law, _ in fits), {at: fit[key] for at, fit in fits.items()})
              for title, key in (("R^2", "r2"), ("MSE, in 0.001 nats^2", "mse"))]
-    sims = [{}, {}]
-    for g, result in found.items():
-        told = [similarities(point) for point in result["points"]]
-        for cells, k in zip(sims, (0, 1)):
-            cells |= {(name, g): np.mean([point[name][k] for point in told]) for name in told[0]}
-    parts += [grid(f"{title}; mean of three points", ("ceiling", "ceiling:perplexity", *JUDGED), cells)
+    told = {g: [similarities(point) for point in result["points"]] for g, result in found.items()}
+    sims = [{(name, g): np.mean([point[name][k] for point in points]) for g, points in told.items() for name in points[0]}
+            for k in (0, 1)]
+    parts += [per_set(f"{title}; mean of three points", ("ceiling", "ceiling:perplexity", *JUDGED), cells)
               for title, cells in zip(SIMS, sims)]
 
     parts.append(correlate(found, sims, rows, folder) if (rows := rows_of(path)) else f"no Figure 3: there is no comparison in {path}")
