@@ -1127,7 +1127,8 @@ def correlate(found, sims, rows, folder):
     lines = ["Figure 3, R^2 of the improvement over stratified in per cent, a dot per method and data set (the paper: 0.491):"]
     for key, what in (("avg_test_ppl", "perplexity"), ("avg_test_loss", "loss")):
         for title, cells in zip(SIMS, sims):
-            dots = np.array([(cells[at], gain[(*at, key)]) for at in cells if (*at, key) in gain])
+            dots = np.array([(cells[at], gain[(*at, key)]) for at in cells if (*at, key) in gain
+                             and (what == "perplexity" or ":" not in at[0])])             # METHOD:perplexity is not after loss
             if len(dots) > 2:
                 r, rho = np.corrcoef(dots.T)[0, 1], np.corrcoef(*map(aioli.ranks, dots.T))[0, 1]
                 lines.append(f"- average test {what}, {title}: {r * r:.3f} (r {r:+.2f}, of ranks {rho:+.2f}; {len(dots)} dots)")
