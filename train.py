@@ -1146,7 +1146,8 @@ def figure3(sims, gain, path):
             dots = [(x, max(gain[(*at, "avg_test_ppl")], -16)) for at, x in cells.items()
                     if at[0] == name and (*at, "avg_test_ppl") in gain]
             if dots:
-                axis.plot(*zip(*dots), "sD^v<>PD>P"[j], color=colour, markeredgecolor="black" if ":" in name else colour, label=name)
+                axis.plot(*zip(*dots), "sD^v<>PD>P"[j], color=colour, markeredgecolor="black" if ":" in name else colour,
+                          alpha=1 if ":" in name else .5, label=name)
         axis.axhline(0, color="black", linewidth=.8)
         axis.set(xlabel=title, xlim=(-1.08, 1.08), ylim=(-17, 15))
     axes[0].set_ylabel("average test perplexity below\nstratified, per cent (cut at -16)")
