@@ -539,7 +539,7 @@ def train(config, settings, corpus=None):
         if not checkpoint.exists():
             raise ValueError(f"nothing to resume: there is no {checkpoint}")
         saved = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
-        if told := difference(saved["flags"], flags, MAY_CHANGE):
+        if told := difference(saved.get("flags", {}), flags, MAY_CHANGE):
             raise ValueError(f"{checkpoint} is of a run with {told}; delete it, or use another --out")
         trainer.load(saved["trainer"])
         past, wall = [from_line(line) for line in saved["history"].splitlines()], saved["wall"]
