@@ -383,7 +383,7 @@ def test_a_forecast_fitted_to_a_run_that_follows_the_law_foretells_its_end(m, se
 
 
 def test_a_forecast_needs_three_validations():
-    with pytest.raises(ValueError, match="raise --wait"):
+    with pytest.raises(ValueError, match="raise --rounds or --wait"):
         fit_forecast([[.1, .1], [.2, .2]], [[.5, .5]] * 2, [[3., 3.]] * 2)
 
 
