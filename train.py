@@ -583,8 +583,7 @@ MAY_CHANGE = ("out", "cache", "past", "resume", "jobs", "threads", "device", "co
 
 def difference(theirs, mine, free):
     """The first flag, not in `free`, in which two runs differ, as "--lr 0.004, not 0.008"; "" if there is none."""
-    mine = json.loads(json.dumps(mine))                                       # tuples are lists there
-    theirs = json.loads(json.dumps(theirs))
+    theirs, mine = json.loads(json.dumps([theirs, mine]))                     # tuples are lists there
     return next((f"--{name.replace('_', '-')} {theirs.get(name)}, not {value}" for name, value in mine.items()
                  if name not in free and theirs.get(name) != value), "")
 
@@ -715,18 +714,14 @@ def compare(config, settings):
     folder.mkdir(parents=True, exist_ok=True)
     for groups in sets:
         data.load(groups, config.data or None, config.encoding, config.cache)          # once, before all want it at once
-    path, rows, again = folder / "compare.json", {}, set()
+    path = folder / "compare.json"
     cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
-    if path.exists():
-        saved = json.loads(path.read_text())
-        if saved["flags"] != shared_flags(config):
-            raise ValueError(f"{path} was made with the flags {' '.join(saved['flags']) or '(none)'}; use another --out")
-        rows = rows_of(path)
-        again = {key for key, row in rows.items() if settings.get(row["name"], row["settings"]) != row["settings"]}
-        if lost := [name for name, *cell in again if tuple(cell) not in cells]:
-            raise ValueError(f"{path} has {lost[0]} with other settings on more data sets or seeds; use another --out, or make "
-                             f"it a row of its own, {lost[0]}:SETTING=VALUE")
-        rows = {key: row for key, row in rows.items() if key not in again and (base(key[0]), *key[1:]) not in again}
+    rows = rows_made_alike(path, config, "--out")
+    again = {key for key, row in rows.items() if settings.get(row["name"], row["settings"]) != row["settings"]}
+    if lost := [name for name, *cell in again if tuple(cell) not in cells]:
+        raise ValueError(f"{path} has {lost[0]} with other settings on more data sets or seeds; use another --out, or make "
+                         f"it a row of its own, {lost[0]}:SETTING=VALUE")
+    rows = {key: row for key, row in rows.items() if key not in again and (base(key[0]), *key[1:]) not in again}
     failed = run_all(config, [job for cell in cells for job in jobs_of(flags, *cell, config.controls)], rows, folder)
     if config.controls:
         budgets = {(groups, seed, round(1 + row["extra_steps"] / row["steps"]))
@@ -797,6 +792,12 @@ def rows_of(path):
     """{(name, groups, seed): row} of a compare.json; empty if there is none."""
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     return {(row["name"], row["groups"], row["seed"]): row for row in rows}
+
+def rows_made_alike(path, config, flag):
+    """rows_of a compare.json whose runs had the shared flags of this one. Raises ValueError; flag: what names the file."""
+    if path.exists() and (made := json.loads(path.read_text())["flags"]) != shared_flags(config):
+        raise ValueError(f"{path} was made with the flags {' '.join(made) or '(none)'}; take the same, or another {flag}")
+    return rows_of(path)
 
 def ordered(rows):
     """Names and data sets of a comparison's rows, in the order of ROWS and SETS, others last -> [name], [data set]."""
@@ -1006,16 +1007,15 @@ def fidelity(config):
     if config.fork < 1 or config.steps < 100:
         raise ValueError("--fidelity needs --fork of 1 or more and --steps of 100 or more")
     corpus = data.load(config.groups, config.data or None, config.encoding, config.cache)
-    out, table = Path(config.out or f"out/fidelity/{config.groups}"), Path(config.table)
-    if table.exists() and (flags := json.loads(table.read_text())["flags"]) != shared_flags(config):
-        raise ValueError(f"{table} was made with the flags {' '.join(flags) or '(none)'}; take the same, or another --table")
-    if not (sweep := rows_of(table).get(("grid", config.groups, config.seed), {}).get("sweep")):
-        print(f"{config.groups}: no run of grid with seed {config.seed} in {table}, so dml and power are left out")
-    if (out / "fidelity.json").exists():
-        had = json.loads((out / "fidelity.json").read_text())
+    path = Path(config.out or f"out/fidelity/{config.groups}") / "fidelity.json"
+    rows = rows_made_alike(Path(config.table), config, "--table")
+    if not (sweep := rows.get(("grid", config.groups, config.seed), {}).get("sweep")):
+        print(f"{config.groups}: no run of grid with seed {config.seed} in {config.table}, so dml and power are left out")
+    if path.exists():
+        had = json.loads(path.read_text())
         if had["sweep"] == sweep and not difference(had["config"], dataclasses.asdict(config), MAY_CHANGE):
             return had
-    out.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, corpus)
     history = aioli.History(corpus.groups, [len(t) for t in corpus.train], config.batch, config.seed)
     windows = trainer.fixed(corpus.val, 4 * config.val_windows, seed=1)
@@ -1046,8 +1046,8 @@ def fidelity(config):
             print(f"{config.groups}: step {step} of {config.steps}, {len(shares)} forks of {config.fork} steps", flush=True)
     result = dict(groups=corpus.groups, fits=fits, points=points, sweep=sweep, config=dataclasses.asdict(config),
                   versions=versions())
-    write(out / "fidelity.json", json.dumps(result, default=plain))
-    return json.loads((out / "fidelity.json").read_text())
+    write(path, json.dumps(result, default=plain))
+    return result
 
 def fidelities(config):
     """fidelity() of one data set, or of all, a process each -> tables on the terminal and in fidelity.md, figure3.png.

@@ -125,7 +125,7 @@ def test_aioli_moves_the_mixture_to_the_group_that_can_be_learnt(tmp_path):
 
 
 def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not_stopped(tmp_path, monkeypatch, capsys):
-    for method, cut in (("aioli", 29), ("doremi", 75), ("doge", 25)):         # in a round; in the main run; on a proxy
+    for method, cut in (("aioli", 7), ("aioli", 29), ("doremi", 75), ("doge", 25)):       # in rounds; in the main run; on a proxy
         settings = {"rounds": 2} if method == "aioli" else {}
         whole, rows = run(tmp_path, method, settings=settings, name=f"whole-{method}", steps=34)
         steps, original = [0], train.Progress.step
