@@ -405,7 +405,8 @@ def summarise(config, settings, trainer, history, wall):
         versions=versions() | dict(device=str(trainer.device)))
 
 def versions():
-    return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, machine=platform.machine())
+    return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, machine=platform.machine(),
+                kernels=torch.backends.cpu.get_cpu_capability())
 
 def report(result):
     """The closing table."""
@@ -795,8 +796,12 @@ def rows_of(path):
 
 def rows_made_alike(path, config, flag):
     """rows_of a compare.json whose runs had the shared flags of this one. Raises ValueError; flag: what names the file."""
-    if path.exists() and (made := json.loads(path.read_text())["flags"]) != shared_flags(config):
-        raise ValueError(f"{path} was made with the flags {' '.join(made) or '(none)'}; take the same, or another {flag}")
+    made = json.loads(path.read_text()) if path.exists() else dict(flags=shared_flags(config), versions={})
+    if made["flags"] != shared_flags(config):
+        raise ValueError(f"{path} was made with the flags {' '.join(made['flags']) or '(none)'}; take the same, or another {flag}")
+    here = versions()
+    if other := [f"{name} {value}, not {here.get(name)}" for name, value in made["versions"].items() if value != here.get(name)]:
+        print(f"note: {path} was made with {', '.join(other)}: what is paired across the two differs by more than its method")
     return rows_of(path)
 
 def ordered(rows):

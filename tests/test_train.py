@@ -486,6 +486,15 @@ def test_a_comparison_refuses_what_it_cannot_run(texts, tmp_path, capsys, argume
     test_bad_input_gets_one_line_an_exit_code_and_leaves_nothing(texts, tmp_path, capsys, arguments, says, 2)
 
 
+def test_rows_of_another_machine_are_used_but_not_without_a_word(tmp_path, capsys):
+    path, here = tmp_path / "compare.json", train.versions()
+    for versions, said in ((here, ""), (here | dict(kernels="other"), f"kernels other, not {here['kernels']}")):
+        path.write_text(json.dumps(dict(flags=[], versions=versions, rows=[])))
+        assert train.rows_made_alike(path, train.Config(), "--out") == {}
+        out = capsys.readouterr().out
+        assert said in out and bool(said) == bool(out)
+
+
 def test_a_setting_named_like_a_flag_of_every_run_is_refused(monkeypatch):
     def mine(h, steps, seed=3):
         """My method.  seed: of mine."""
