@@ -67,7 +67,7 @@ class Row(NamedTuple):
     """One answered request."""
     request: object
     reply: object               # what the method receives: L for Train, signals for Peek, None for Update
-    share: np.ndarray           # (m,) the mixture as realised in whole windows, as asked where none were; what a fit should use
+    share: np.ndarray           # (m,) the mixture realised in whole windows (where none were, the one asked for); fits use it
     windows: np.ndarray         # (m,) training windows this request consumed, per group
     lr: float = 0.0             # learning rate of the step to come
     seconds: float = 0.0
@@ -311,9 +311,9 @@ class Forecast(NamedTuple):
 
         L_i(p) = c_i + b_i / sqrt(E_i(p)),     E_i(p) = (1 - o_i) (n_i + (1 - d) p_i) + o_i p_i,     d = sum of n
 
-    n_i is what the run has seen of group i, and d of all groups, as a share of the whole run. A power law of tokens alone forgets that models
-    forget: a part o_i of what is known lasts only while the group keeps its share, as if all of the run had had the
-    present mixture. b >= 0 and 0 <= o <= 1, so every L_i is convex in p.
+    n_i is what the run has seen of group i, and d of all, as a share of the whole run. A law of tokens alone forgets that
+    models forget: a part o_i of what is known lasts only while the group keeps its share, as if all of the run had had
+    the present mixture. b >= 0 and 0 <= o <= 1, so every L_i is convex in p.
     """
     c: np.ndarray               # (m,) irreducible loss, >= 0
     b: np.ndarray               # (m,)
@@ -627,8 +627,8 @@ def aioli(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4, object
     """Aioli (arXiv 2411.05735): A^t measured inside the run by LearnParams, once a round; p^{t+1} = egd(p^t, ...).
 
     p^t = egd(p^{t-1}, column sums of normalise(A^t), eta) from the uniform mixture. Probe steps are part of the
-    budget; extra cost: sweeps * m + 1 validations a round, one before. Paper: 20 rounds, eta .2, .1 or 1, f .625, .5 or .75
-    (m = 2, 3, 7), sweeps 4 or 2, probe 4, 6 or 10. With --ema the released variant, which cannot leave
+    budget; extra cost: sweeps * m + 1 validations a round, one before. Paper: 20 rounds, eta .2, .1 or 1, f .625, .5 or
+    .75 (m = 2, 3, 7), sweeps 4 or 2, probe 4, 6 or 10. With --ema the released variant, which cannot leave
     [1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)] whatever it measures: for m = 2 and eta .2, [.45, .55].
     rounds: T, updates of the mixture.  eta: step size.  ema: weight of the past in the released average of A (0: off).
     f: share of the probed group.  sweeps: probes per group and round.  probe: steps per probe.
