@@ -837,8 +837,9 @@ def table(rows, sets, title, key, digits, names, against=lambda row: "stratified
             shown, counts = {g: f"{np.mean([row[key] for row, _ in pairs[g]]):.{digits}f}" for g in found}, ["", ""]
         extra = np.mean([row["extra_steps"] / row["steps"] for row in mine])
         ratio = np.median([row["wall_seconds"] / other["wall_seconds"] for g in sets for row, other in partners(rows, name, g)])
-        seeds = {row["seed"] for pair in pairs.values() for row, _ in pair}
-        lines.append([name, *(shown.get(g, "") for g in sets), *counts, f"{extra:.1f}", f"{ratio:.2f}", len(seeds)])
+        seeds = sorted(len(pair) for pair in pairs.values() if pair)          # not always as many on every data set
+        lines.append([name, *(shown.get(g, "") for g in sets), *counts, f"{extra:.1f}", f"{ratio:.2f}",
+                      "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))])
     return lines and markdown([title, *sets, "better", "surely", "extra runs", "time", "seeds"], lines)
 
 def tally(rows, sets, method, priors):
