@@ -800,7 +800,7 @@ def rows_made_alike(path, config, flag):
     if made["flags"] != shared_flags(config):
         raise ValueError(f"{path} was made with the flags {' '.join(made['flags']) or '(none)'}; take the same, or another {flag}")
     here = versions()
-    if other := [f"{name} {value}, not {here.get(name)}" for name, value in made["versions"].items() if value != here.get(name)]:
+    if other := [f"{name} {value}, not {here.get(name)}" for name, value in made.get("versions", {}).items() if value != here.get(name)]:
         print(f"note: {path} was made with {', '.join(other)}: what is paired across the two differs by more than its method")
     return rows_of(path)
 
