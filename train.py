@@ -5,7 +5,8 @@
     python train.py --method doge --help                    # every setting, that method's own included
 
 A method yields requests (aioli.py); the only training loop answers them here. How to read it: `Config`, then
-`Trainer` (one `step`, one `validate`, and an answer per kind of request), `drive` (the loop), `main`.
+`Trainer` (one step, `apply`, one `validate`, and an answer per kind of request), `drive` (the loop), `train` (a run).
+The second half of the file compares methods, draws, and holds their A against the true one; training needs none of it.
 """
 import argparse
 import copy
