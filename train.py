@@ -1083,12 +1083,14 @@ def fidelities(config):
 SIMS = ("sim of A with A*", "sim with A*, centred")
 
 def similarities(point):
-    """{name: its two SIMS} at one point of fidelity(); "ceiling": A* of one half of the forks against that of the other.
+    """{name: its two SIMS} at one point of fidelity(); "ceiling": A* of one half of the forks against that of the other;
+    "identity": no A at all.
 
     METHOD:perplexity: both sides with row i times exp(L_i), as what lowers average perplexity is the column sums of that."""
-    pairs = dict(ceiling=point["halves"], **{name: (B, point["A"]) for name, B in point["own"].items()})
+    own = point["own"] | dict(identity=np.eye(len(point["A"])))
+    pairs = dict(ceiling=point["halves"], **{name: (B, point["A"]) for name, B in own.items()})
     weights = np.exp(point["loss"])[:, None]                                  # (m, 1)
-    pairs |= {f"{name}:perplexity": [weights * B for B in pairs[name]] for name in ("ceiling", "power", "aioli", "horizon")
+    pairs |= {f"{name}:perplexity": [weights * B for B in pairs[name]] for name in ("ceiling", "power", "aioli", "horizon", "identity")
               if name in pairs}
     return {name: (aioli.similarity(*pair), aioli.similarity(*pair, centred=True)) for name, pair in pairs.items()}
 
@@ -1108,9 +1110,9 @@ def judge(found, path, folder):
     told = {g: [similarities(point) for point in result["points"]] for g, result in found.items()}
     sims = [{(name, g): np.mean([point[name][k] for point in points]) for g, points in told.items() for name in points[0]}
             for k in (0, 1)]
-    parts += [per_set(f"{title}; mean of three points", ("ceiling", "ceiling:perplexity", *JUDGED), cells)
+    parts += [per_set(f"{title}; mean of three points",
+                      ("ceiling", "ceiling:perplexity", *JUDGED, "identity", "identity:perplexity"), cells)
               for title, cells in zip(SIMS, sims)]
-
     parts.append(correlate(found, sims, rows, folder) if (rows := rows_of(path)) else f"no Figure 3: there is no comparison in {path}")
     return "\n\n".join(parts), "\n\n".join(column_sums(result, g) for g, result in found.items())
 

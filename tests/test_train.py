@@ -531,10 +531,12 @@ def test_each_A_is_held_against_the_true_one_as_its_own_objective_weighs_it():
     found = train.similarities(point)
     cos = lambda a, b: np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
     for name, (mine, true, same) in {"doge": ((0, 1), (4, 5), 1), "aioli": ((3, 2), (4, 5), -1), "ceiling": ((1, 2), (4, 2), -1),
+                                     "identity:perplexity": ((1, 3), (10, 11), 1),
                                      "aioli:perplexity": ((3, 6), (10, 11), 1), "horizon:perplexity": ((2, 3), (10, 11), 1),
                                      "ceiling:perplexity": ((1, 6), (4, 6), 1)}.items():
         assert found[name] == pytest.approx(((cos(mine, true) + same) / 2, same))
-    assert set(found) == {"doge", "aioli", "horizon", "ceiling", "aioli:perplexity", "horizon:perplexity", "ceiling:perplexity"}
+    assert found["identity"] == pytest.approx((cos((1, 1), (4, 5)) / 2, 0))                # no A: no order, nothing centred
+    assert set(found) == {f"{name}{end}" for name in ("aioli", "horizon", "ceiling", "identity") for end in ("", ":perplexity")} | {"doge"}
 
 
 def test_figure_3_sets_the_improvement_of_each_method_against_its_similarity(tmp_path, monkeypatch):
