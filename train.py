@@ -797,7 +797,7 @@ def rows_of(path):
 
 def rows_made_alike(path, config, flag):
     """rows_of a compare.json whose runs had the shared flags of this one. Raises ValueError; flag: what names the file."""
-    made = json.loads(path.read_text()) if path.exists() else dict(flags=shared_flags(config), versions={})
+    made = json.loads(path.read_text()) if path.exists() else dict(flags=shared_flags(config))
     if made["flags"] != shared_flags(config):
         raise ValueError(f"{path} was made with the flags {' '.join(made['flags']) or '(none)'}; take the same, or another {flag}")
     here = versions()
