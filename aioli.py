@@ -661,10 +661,12 @@ def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
     start = (np.arange(h.m) != i) / (h.m - 1)
     yield from adjust(h, steps, rounds, eta, start=start, rows=[i], f=f, sweeps=sweeps, probe=probe)
 
+WARM = .08 - 1e-9             # share of a run in which the rate is (nearly) still warming up: no forecast is fitted to it
+
 def forecast(h, total):
     """The Forecast for a run of `total` windows, from what the main run has shown so far."""
     seen = h.windows() / total                                                # (t, m)
-    ready = seen.sum(1) > .08 - 1e-9                                          # before, the rate is (nearly) still warming up
+    ready = seen.sum(1) > WARM
     return fit_forecast(seen[ready], np.array([row.share for row in h.trained()])[ready], h.losses()[ready])
 
 def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objective="loss"):
@@ -681,10 +683,14 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     floor: least share of a group in a plan.  objective: average loss, or average perplexity.
     """
     weigh(0, objective)
-    p, A, parts = h.uniform, None, split(steps, rounds)
-    total = steps * h.batch + sum(row.windows.sum() for row in h.trained())   # with a prior, some of the run is over
-    held = sum(np.cumsum(parts) <= last * steps)
-    for done, n in zip(np.cumsum(parts), parts[:held]):
+    p, A, parts, before = h.uniform, None, split(steps, rounds), [row.windows.sum() for row in h.trained()]
+    total, ends = sum(before) + steps * h.batch, np.cumsum(parts)             # with a prior, some of the run is over
+    first, held = sum(ends < wait * steps), sum(ends <= last * steps)
+    at = np.cumsum([*before, *np.multiply(parts[:first + 1], h.batch)]) / total
+    if first < held and sum(at > WARM) < 3:                                   # complain now, not in the midst of the run
+        raise ValueError(f"horizon: {rounds} rounds give {sum(at > WARM)} validations up to the first forecast, which needs 3 "
+                         f"(those in the warm-up do not count); raise --rounds or --wait")
+    for done, n in zip(ends, parts[:held]):
         yield Train(p, n)
         if done >= wait * steps:
             law = forecast(h, total)

@@ -2,6 +2,7 @@
 
 Rows are those of section 3 of lmo.md (see test_lmo.py).
 """
+import contextlib
 import math
 from typing import NamedTuple
 
@@ -466,6 +467,21 @@ def test_after_a_prior_horizon_counts_what_the_run_has_seen_before_it():
     plan = solve_static(law, floor=.02)
     assert law.n.sum() == pytest.approx(.5 + .5 * .4) and .5 < plan[0] < .9
     same(h.last.request.p, plan, rtol=0, atol=.02)
+
+
+@given(st.integers(1, 40), st.floats(0, .5), st.sampled_from([0, .2, .5]))
+def test_horizon_refuses_too_few_validations_before_it_trains_and_never_later(rounds, wait, prior):
+    h = history(2)
+    if prior:
+        h.add(aioli.Train(h.uniform, round(1000 * prior)), loss=[4., 4.])
+    steps, already = 1000 - round(1000 * prior), len(h.rows)
+    world = Run(a_forecast(1, 2)._replace(n=np.full(2, prior / 2)), 1000, h.batch)
+    with contextlib.suppress(ValueError):
+        drive(aioli.horizon(h, steps, rounds=rounds, wait=wait), world, h)
+    ends = np.cumsum(aioli.split(steps, rounds))
+    plans, counts = (wait * steps <= ends) & (ends <= .4 * steps), ends + 1000 * prior >= 80
+    refused = plans.any() and already + counts[:plans.argmax() + 1].sum() < 3
+    assert sum(row.request.steps for row in h.rows[already:]) == (0 if refused else steps)
 
 
 @given(ms, seeds, st.sampled_from([.02, .1]))

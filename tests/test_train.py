@@ -274,6 +274,7 @@ def test_a_prior_comes_first_and_its_runs_are_counted(texts, tmp_path, capsys):
     (["--f", "0.5"], "does not favour", 2),
     (["--rounds", "10"], "leave 4 a round", 2),
     (["--rounds", "100"], "cannot be cut", 2),
+    (["--method", "horizon", "--rounds", "10"], "raise --rounds or --wait", 2),
     (["--steps", "0"], "at least 1", 2),
     (["--warmup", "1"], "below 1", 2),
     (["--threads", "-1"], "at least 0", 2),
