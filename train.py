@@ -37,6 +37,9 @@ import aioli
 import data
 import model
 
+SCHEDULES = dict(cosine=lambda t: (1 + math.cos(math.pi * t)) / 2,            # t: share of the steps after the warm-up
+                 constant=lambda t: min(1, 5 * (1 - t)))
+
 @dataclass(frozen=True)
 class Config:
     """One run. Every field is a command-line flag; the text after # is its help."""
@@ -70,7 +73,8 @@ class Config:
     batch: int = 8                # windows per step; small steps win at equal tokens on a laptop
     lr: float = 8e-3              # peak learning rate; the best of .004 to .012 on the laptop model
     warmup: float = 0.1           # share of the steps with rising rate
-    final_lr: float = 0.1         # rate at the end of the cosine, as a share of the peak
+    schedule: str = "cosine"      # of the rate after the warm-up: cosine; or constant, which falls in the last fifth only
+    final_lr: float = 0.1         # rate at the end, as a share of the peak
     weight_decay: float = 0.1     # AdamW's, on matrices only
     beta2: float = 0.98           # AdamW's; short runs want a shorter memory than .999
     clip: float = 1.0             # largest gradient norm
@@ -85,6 +89,7 @@ class Config:
 
     def __post_init__(self):
         pick("preset", self.preset, model.PRESETS)
+        pick("schedule", self.schedule, SCHEDULES)
         if min(self.batch, self.val_windows, self.test_windows, self.eval_every, self.steps or bool(self.runs)) < 1:
             raise ValueError("--steps, --batch, --val-windows, --test-windows and --eval-every must be at least 1")
         if min(self.seed, self.threads, self.jobs) < 0 or not 0 <= self.warmup < 1:
@@ -170,12 +175,12 @@ class Trainer:
         return self.runs[name]
 
     def lr(self, run):
-        """Linear warm-up, then a cosine to final_lr * lr at the run's full length."""
+        """Linear warm-up, then by --schedule to final_lr * lr at the run's full length."""
         c, t = self.config, (run.step + 1) / max(run.of, 1)
         if t < c.warmup:
             return c.lr * t / c.warmup
-        cosine = (1 + math.cos(math.pi * min((t - c.warmup) / (1 - c.warmup), 1))) / 2
-        return c.lr * (c.final_lr + (1 - c.final_lr) * cosine)
+        left = SCHEDULES[c.schedule](min((t - c.warmup) / (1 - c.warmup), 1))
+        return c.lr * (c.final_lr + (1 - c.final_lr) * left)
 
     def batch(self, run):
         x, y, group = run.sampler.batch()

@@ -229,6 +229,15 @@ def test_the_learning_rate_warms_up_and_falls_to_its_floor():
     assert rates[-1] == pytest.approx(.0003) and (np.diff(rates[9:]) < 0).all()
 
 
+def test_a_constant_rate_falls_in_the_last_fifth_only():
+    t = trainer(steps=110, warmup=.1 / 1.1, schedule="constant")              # 10 steps of warm-up, 100 after it
+    main, rates = t.run("main"), []
+    for main.step in range(110):
+        rates.append(t.lr(main))
+    assert rates[9:90] == pytest.approx([.003] * 81) and rates[-1] == pytest.approx(.0003)
+    assert np.diff(rates[89:]) == pytest.approx([-.0027 / 20] * 20)           # in a straight line
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +277,7 @@ def test_a_prior_comes_first_and_its_runs_are_counted(texts, tmp_path, capsys):
     (["--method", "aioly"], "did you mean 'aioli'", 2),
     (["--sead", "3"], "did you mean '--seed'", 2),
     (["--preset", "lapdog"], "did you mean 'laptop'", 2),
+    (["--schedule", "cosin"], "did you mean 'cosine'", 2),
     (["--groups", "code+lav"], "lav", 2),
     (["--groups", "code"], "two groups", 2),
     (["--data", "nowhere"], "nowhere", 2),
