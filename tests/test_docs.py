@@ -74,6 +74,24 @@ def test_the_methods_of_the_exercises_run_when_they_are_pasted_into_aioli(tmp_pa
     assert all(text for text in map(train.help_of(space[name]).get, train.parse(["--method", name])[1]))
 
 
+def test_the_changes_of_the_last_exercise_fit_the_forecast_that_they_change():
+    """Averaged over o, a forecast is one still; and with shares that count a tenth of the others, it has a right gradient."""
+    rng, fit, law = np.random.default_rng(0), inspect.getsource(aioli.fit_forecast), inspect.getsource(aioli.Forecast)
+    n, share, L = rng.dirichlet([3.] * 3, 9).cumsum(0) / 25, rng.dirichlet([3.] * 3, 9), np.linspace(4, 3, 9)[:, None] + rng.random(3)
+    averaged = "\n".join(fit.rstrip().splitlines()[:-2]) + "\n" + textwrap.indent(textwrap.dedent(block("error.min(0)")), "    ")
+    exec(averaged, space := dict(vars(aioli)))
+    plain, mean = aioli.fit_forecast(n, share, L), space["fit_forecast"](n, share, L)
+    assert (mean.o != plain.o).all() and ((0 < mean.o) & (mean.o < 1)).all() and (mean.n == plain.n).all()
+
+    for old, new in (("* p)", "* count(p))"), ("self.o * p ", "self.o * count(p) "), ("* (self.n +", "* (count(self.n) +"),
+                     ("(1 - self.o) * (1 - self.n.sum()) + self.o\n", ".9 * ((1 - self.o) * (1 - self.n.sum()) + self.o)\n")):
+        assert law.count(old) == 1
+        law = law.replace(old, new)
+    exec(textwrap.dedent(block("def count")) + law, space)
+    shared, p, d = space["Forecast"](*plain), share[0], np.array([1e-6, -1e-6, 0])
+    assert (shared(p + d) - shared(p - d)) / 2 == pytest.approx(shared.gradient(p) @ d, rel=1e-4)
+
+
 def test_the_table_of_methods_names_every_method_and_links_to_its_line():
     source = inspect.getsource(aioli).splitlines()
     links = re.findall(r"\[`(\w+)`\]\(aioli\.py#L(\d+)\)", README)
