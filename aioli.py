@@ -681,12 +681,14 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     rounds: validations in a run, were they to go on to its end.  wait: share of the run before the first forecast.
     last: share of the run after which the mixture stays.  reach: largest change of a log share per round.
     floor: least share of a group in a plan.  objective: average loss, or average perplexity.
+    Raises ValueError if fewer than three validations come between the warm-up and the first forecast.
     """
     weigh(0, objective)
-    p, A, parts, before = h.uniform, None, split(steps, rounds), [row.windows.sum() for row in h.trained()]
-    total, ends = sum(before) + steps * h.batch, np.cumsum(parts)             # with a prior, some of the run is over
+    before = [row.windows.sum() for row in h.trained()]                       # with a prior, some of the run is over
+    total, p, A, parts = sum(before) + steps * h.batch, h.uniform, None, split(steps, rounds)
+    ends = np.cumsum(parts)
     first, held = sum(ends < wait * steps), sum(ends <= last * steps)
-    at = np.cumsum([*before, *np.multiply(parts[:first + 1], h.batch)]) / total
+    at = np.cumsum([*before, *np.multiply(parts[:first + 1], h.batch)]) / total            # where the run is validated
     if first < held and sum(at > WARM) < 3:                                   # complain now, not in the midst of the run
         raise ValueError(f"horizon: {rounds} rounds give {sum(at > WARM)} validations up to the first forecast, which needs 3 "
                          f"(those in the warm-up do not count); raise --rounds or --wait")
