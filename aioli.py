@@ -19,8 +19,9 @@ order. The training loop is elsewhere (train.py, or yours); this file needs nump
 `x = yield request` hands out a request and goes on with its reply as x; `x = yield from other(...)` runs another
 generator in place and takes what it returns.
 
-How to read it: requests and History, `egd` (the step all online methods share), the laws, then the methods, from those
-that measure nothing (`stratified`) to those that measure within the run (`aioli`); `horizon`, the last, is ours. Notation:
+How to read it: requests and History, `egd` (the step all online methods share), the laws, what makes an A right, then the
+methods, from those that measure nothing (`stratified`) to those that measure within the run (`aioli`); `horizon`, the last, is
+ours. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -43,7 +44,7 @@ class Train(NamedTuple):
     on: str = "main"
     of: int = 0                 # a scratch run's full length, for its learning-rate schedule; 0: this request is all
     probe: bool = False         # these steps are there to measure A (they still train the model)
-    A: np.ndarray = None        # the matrix that led to p, for the record
+    A: np.ndarray = None        # the matrix behind p, for the record
 
 class Peek(NamedTuple):
     """Draw one batch at mixture p and measure without stepping -> a dict of signals, NaN for groups it lacks. of: the
@@ -168,7 +169,8 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, steps
     """min over the simplex of sum_i w_i L_i(p), or of sum_i w_i exp(L_i(p)) for objective="perplexity" -> p (m,).
 
     EGD with the law's own gradient, the step doubled while it helps and halved when it does not. For a convex law
-    the start does not matter; for laws that are not, `starts` > 1 adds the first starts - 1 corners. floor: least share.
+    the start does not matter; for laws that are not, `starts` > 1 adds some near the first starts - 1 corners. floor:
+    least share.
     """
     m = law[-1].shape[-1]
     if floor * m >= 1:
@@ -337,7 +339,7 @@ def fit_forecast(n, share, losses):
     For a given o the law is linear in c and b >= 0, so eleven values of o are tried, per group. While the mixture does
     not change, o cannot be told: a prior, ((o - .3) / .3)^2, is added to the squared errors in units of their noise. The
     noise, one number for all groups, comes from the median of squared second differences of the losses, which the few
-    that a change of mixture makes do not move.
+    that a change of mixture makes do not move; it is at least .01 nats.
     """
     n, share, L = (np.asarray(a, float) for a in (n, share, losses))          # (t, m) each
     if len(L) < 3:
@@ -608,7 +610,7 @@ def adjust(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objective="los
     if (shortest := min(split(steps, rounds))) < cost:
         raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but probing takes sweeps "
                          f"* probe * groups = {cost}; raise --steps or lower --rounds, --sweeps or --probe")
-    weigh(0, objective)                                                       # these two complain now, not later
+    weigh(0, objective)                                                       # complains now, too
     yield Train(p, 0)
     for n in split(steps, rounds):
         A = yield from learn_params(h, arms, **probing)                       # (m, m)
@@ -624,11 +626,11 @@ def adjust(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objective="los
         yield Train(p, n - cost, A=A)
 
 def aioli(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4, objective="loss", start=None):
-    """Aioli (arXiv 2411.05735): A^t measured inside the run by LearnParams, once a round; p^{t+1} = egd(p^t, ...).
+    """Aioli (arXiv 2411.05735): A^t measured inside the run by LearnParams, once a round, and a step on it.
 
-    p^t = egd(p^{t-1}, column sums of normalise(A^t), eta) from the uniform mixture. Probe steps are part of the
-    budget; extra cost: sweeps * m + 1 validations a round, one before. Paper: 20 rounds, eta .2, .1 or 1, f .625, .5 or
-    .75 (m = 2, 3, 7), sweeps 4 or 2, probe 4, 6 or 10. With --ema the released variant, which cannot leave
+    p^t = egd(p^{t-1}, column sums of normalise(A^t), eta), p^0 is uniform, and the rest of round t trains on p^t. Probe steps
+    are part of the budget; extra cost: sweeps * m + 1 validations a round, one before. Paper: 20 rounds, eta .2, .1 or 1,
+    f .625, .5 or .75 (m = 2, 3, 7), sweeps 4 or 2, probe 4, 6 or 10. With --ema the released variant, which cannot leave
     [1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)] whatever it measures: for m = 2 and eta .2, [.45, .55].
     rounds: T, updates of the mixture.  eta: step size.  ema: weight of the past in the released average of A (0: off).
     f: share of the probed group.  sweeps: probes per group and round.  probe: steps per probe.
@@ -650,7 +652,7 @@ def aioli_diagonal(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4):
 def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
     """Aioli for a group that is not trained on: only row `target` of A counts, and p_target = 0 throughout.
 
-    Baseline: uniform over the others. Settings as aioli.
+    Compare it with uniform over the others. Settings as aioli.
     target: name of the group to do well on (default: the last).
     """
     if (target := target or h.groups[-1]) not in h.groups:
@@ -675,7 +677,7 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     Aioli's A is what the next few steps do, and much of that is recency: a group helps itself, and it is soon forgotten.
     Here the law is a Forecast for the end of the run, fitted to its own validation losses; the solver is direct, over
     the simplex, and a step moves no log share by more than `reach` before they are scaled to sum 1 (which also keeps one
-    bad forecast from mattering, and shows the law a mixture that it has not seen). A^t = minus the law's gradient. No
+    bad forecast from mattering, and shows the law a mixture that it has not seen). A^t = minus the law's gradient at p. No
     probes, no extra runs: extra cost rounds * last validations. Training is uniform at first and stays where it is at
     the end, where the falling learning rate hides what tokens do.
     rounds: validations in a run, were they to go on to its end.  wait: share of the run before the first forecast.
@@ -693,7 +695,7 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
         raise ValueError(f"horizon: {rounds} rounds give {sum(at > WARM)} validations up to the first forecast, which needs 3 "
                          f"(those in the warm-up do not count); raise --rounds or --wait")
     for done, n in zip(ends, parts[:held]):
-        yield Train(p, n)
+        yield Train(p, n, A=A)
         if done >= wait * steps:
             law = forecast(h, total)
             plan = solve_static(law, objective=objective, floor=floor)
