@@ -63,6 +63,7 @@ class Corpus(NamedTuple):
     val: list
     test: list
     manifest: dict        # where it comes from: documents, bytes, tokens, sha256, versions, seconds
+    text: str = ""        # a digest of all these tokens: results compare where it is the same
 
 # ---- embedded text: what `pip install torch numpy tiktoken` has already put on this machine ----
 
@@ -157,10 +158,15 @@ def own_files(root):
         raise DataError(f"no folder {root}: give one with a sub-folder or a .txt or .jsonl file for each group")
     found = {}
     for entry in sorted(root.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
-            found.setdefault(entry.name, []).extend(sorted(path for _, path in walk(entry, TEXT_FILE)))
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            paths = sorted(path for name, path in walk(entry, TEXT_FILE) if not re.search(r"(^|/)\.", name))
+            found.setdefault(entry.name, []).extend(paths)
         elif re.search(TEXT_FILE, entry.name):
             found.setdefault(re.sub(TEXT_FILE, "", entry.name), []).append(entry)
+    if odd := [name for name in found if re.search("[+,]", name)]:
+        raise DataError(f"group {odd[0]!r} has one of + and , in its name, which join names: rename it")
     return found
 
 def own_text(files):
@@ -196,6 +202,7 @@ def pieces(path, size):
 def json_text(path, number, line):
     """The text of one line of a .jsonl file."""
     try:
+        line = line.lstrip("\ufeff")                              # a byte order mark
         return json.loads(line)["text"].encode("utf-8", "replace").decode()    # JSON can hold half a surrogate pair
     except (ValueError, TypeError, KeyError, AttributeError):
         raise DataError(f'{path}, line {number}, has no "text": each line must be like {{"text": "..."}}') from None
@@ -293,7 +300,11 @@ def load(groups="all", data=None, encoding="bpe1024", cache=".cache", progress=p
     if len(names) < 2:
         raise DataError(f"mixing needs at least two groups, not {len(names)}: {data or 'embedded'} has {', '.join(files) or 'none'}")
     try:
-        folder = Path(cache) / cache_key(files, data, encoding)
+        key = cache_key(files, data, encoding)
+    except OSError as error:                                      # a link that leads nowhere
+        raise DataError(f"cannot read {error.filename} ({error.strerror}): repair it or take it away") from None
+    try:
+        folder = Path(cache) / key
         if not folder.exists():
             prepare(files, folder, encoding, progress or (lambda line: None))
         return open_corpus(folder, names)
@@ -386,7 +397,9 @@ def open_corpus(folder, names):
         if not tokens:
             raise DataError(f"group {name} has no {split} text: give it ten or more different documents, or leave it out")
         arrays[split].append(np.memmap(folder / f"{name}.{split}.bin", dtype_of(manifest["vocab"]), "r", shape=(tokens,)))
-    return Corpus(names, manifest["vocab"], **arrays, manifest=manifest)
+    tokens = [manifest["groups"][name][split]["sha256"] for name, split in itertools.product(names, SPLITS)]
+    digest = hashlib.md5("".join(tokens).encode()).hexdigest()[:8]
+    return Corpus(names, manifest["vocab"], **arrays, manifest=manifest, text=digest)
 
 # ---- windows: T + 1 consecutive tokens at a multiple of T, so T inputs and the T targets one place further ----
 
@@ -483,12 +496,12 @@ class Sampler:
         self.drawn, self.carry = np.array(state["drawn"], np.int64), np.array(state["carry"], np.int64)
         self.at = state["at"]
 
-def fixed_windows(tokens, window, n, seed):
+def fixed_windows(tokens, window, n, seed, name="text"):
     """x and y, (up to n, T) int64: windows that do not overlap, the same at every call, to validate and test on.
-    DataError if there is not one."""
+    name: of the group, for the DataError if there is not one."""
     count = (len(tokens) - 1) // window
     if count < 1:
-        raise DataError(f"{len(tokens)} held-out tokens, but a window takes {window + 1}: add text or shorten the window")
+        raise DataError(f"group {name} has {len(tokens)} tokens to be measured on, but a window takes {window + 1}: add text")
     starts = np.random.default_rng(seed).permutation(count)[:n] * window                       # (n,)
     rows = np.asarray(tokens)[starts[:, None] + np.arange(window + 1)].astype(np.int64)       # (n, T + 1)
     return rows[:, :-1].copy(), rows[:, 1:].copy()

@@ -174,8 +174,8 @@ def test_fixed_windows_are_distinct_and_the_same_every_time(n, k):
     assert (x == fixed_windows(np.arange(n, dtype=np.uint16), 10, k, seed=3)[0]).all() and x.dtype == np.int64
 
 def test_no_fixed_window_is_an_error():
-    with pytest.raises(DataError, match="10 held-out tokens"):
-        fixed_windows(np.arange(10), 10, 5, seed=0)
+    with pytest.raises(DataError, match="group law has 10 tokens to be measured on"):
+        fixed_windows(np.arange(10), 10, 5, seed=0, name="law")
 
 # ---- tokeniser ----
 
@@ -228,6 +228,8 @@ def test_groups_are_folders_and_files_plain_or_compressed(tmp_path):
     for i in range(20):
         (root / "folder" / "deeper" / f"{i}.txt.gz").write_bytes(gzip.compress(prose(20, 10 + i).encode()))
     (root / "notes.md").write_text("not text to learn")
+    for hidden in (".#plain.txt", "folder/.#0.txt"):                         # an editor's lock: a link that leads nowhere
+        (root / hidden).symlink_to("nowhere")
     corpus = quiet_load(root, tmp_path)
     assert corpus.groups == ["folder", "lines", "plain"] and corpus.vocab == 300
     assert [corpus.manifest["groups"]["folder"][s]["documents"] for s in data.SPLITS] == [16, 2, 2]
@@ -306,6 +308,7 @@ BAD = {
     "no text key": ({"bad.jsonl": b'{"text": "a"}\n\n{"body": "b"}\n'}, {}, 'bad.jsonl, line 3, has no "text"'),
     "text is a number": ({"bad.jsonl": b'{"text": 3}'}, {}, 'bad.jsonl, line 1, has no "text"'),
     "not JSON": ({"bad.jsonl": b"{"}, {}, 'bad.jsonl, line 1, has no "text"'),
+    "a group that no list could name": ({"C++/a.txt": b"int a;"}, {}, "group 'C\\+\\+' has one of \\+ and ,"),
     "not gzip": ({"bad.txt.gz": GOOD}, {}, "cannot read .*bad.txt.gz"),
     "cut gzip": ({"bad.txt.gz": gzip.compress(GOOD)[:-9]}, {}, "cannot read .*bad.txt.gz"),
     "empty file": ({"empty.txt": b" \n"}, {}, "group empty has no train text"),
@@ -329,6 +332,23 @@ def test_an_error_is_one_line_that_says_where_and_leaves_nothing_behind(case, tm
         quiet_load(root, tmp_path, **options)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "cache").glob("preparing-*"))
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    root = own(tmp_path, alpha=prose(300), beta=prose(300, 1))
+    (root / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(DataError, match="cannot read .*gone.txt"):
+        quiet_load(root, tmp_path)
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    lines = "".join(json.dumps({"text": line}) + "\n" for line in prose(300).split("\n") if line)
+    root = own(tmp_path, beta=prose(300, 1))
+    (root / "alpha.jsonl").write_text(lines)
+    plain = quiet_load(root, tmp_path)
+    (root / "alpha.jsonl").write_text("\ufeff" + lines)
+    assert quiet_load(root, tmp_path).text == plain.text
+    (root / "alpha.jsonl").write_text(lines + json.dumps({"text": "one more"}))
+    other = quiet_load(root, tmp_path)
+    assert other.text != plain.text and len(plain.text) == 8
 
 def test_a_missing_folder_and_an_unwritable_cache_are_named(tmp_path):
     with pytest.raises(DataError, match="no folder .*nowhere"):
