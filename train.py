@@ -53,7 +53,7 @@ class Config:
     cache: str = ".cache"         # folder for token files
     resume: bool = False          # go on from the checkpoint in OUT
     runs: tuple = ()              # grid, dml, power: MIXTURES.csv LOSSES.csv of finished runs, instead of a sweep
-    holdout: tuple = ()           # with --runs: two more such files, to test the law on
+    holdout: tuple = ()           # with --runs and --steps 0: two more such files, to test the law on
     # comparison: several methods (--method a,b,c or all), or --seeds, or --quick
     seeds: int = 0                # run each method with this many seeds, from --seed on, in pairs, and tabulate
     quick: bool = False           # a first look: one seed, two data sets
@@ -64,7 +64,7 @@ class Config:
     table: str = "out/compare/compare.json"    # with --fidelity: the comparison that gives sweeps and improvements
     past: str = ""                # history.jsonl of a run with the same seed: take its scratch runs instead of repeating
     # composition
-    prior: str = ""               # learn a mixture with this method on half-length runs and start from it; or a mixture
+    prior: str = ""               # learn a mixture with this method on half-length runs, start from it; or (one run) a mixture
     first: float = 0.5            # with --prior: share of the main run trained on its mixture
     restart: str = "uniform"      # with --prior: where the method then starts, uniform (as the paper) or prior
     # model and optimiser
@@ -92,8 +92,8 @@ class Config:
         pick("schedule", self.schedule, SCHEDULES)
         if min(self.batch, self.val_windows, self.test_windows, self.eval_every, self.steps or bool(self.runs)) < 1:
             raise ValueError("--steps, --batch, --val-windows, --test-windows and --eval-every must be at least 1")
-        if min(self.seed, self.threads, self.jobs) < 0 or not 0 <= self.warmup < 1:
-            raise ValueError("--seed, --threads and --jobs must be at least 0, and --warmup at least 0 and below 1")
+        if min(self.seed, self.seeds, self.threads, self.jobs) < 0 or not 0 <= self.warmup < 1:
+            raise ValueError("--seed, --seeds, --threads and --jobs must be at least 0, and --warmup at least 0 and below 1")
 
 class Stop(Exception):
     """Ctrl-C, taken at the next moment at which the state is whole."""
@@ -165,7 +165,7 @@ class Trainer:
 
     def fixed(self, tokens, count, seed):
         """The same windows of every group on every call: x, y (m * count, T) and the group of each (m * count,)."""
-        parts = [data.fixed_windows(t, self.shape.window, count, seed) for t in tokens]
+        parts = [data.fixed_windows(t, self.shape.window, count, seed, g) for t, g in zip(tokens, self.corpus.groups)]
         x, y = (torch.from_numpy(np.concatenate(side)).to(self.device) for side in zip(*parts))
         return x, y, np.repeat(np.arange(self.m), [len(part[0]) for part in parts])
 
@@ -399,8 +399,8 @@ def summarise(config, settings, trainer, history, wall):
     mixtures = [[int(t), named(row.request.p)] for t, row in zip(at, rows) if not row.request.probe] \
         or [[0, named(history.trained()[0].request.p)]]                       # every step was a probe
     return dict(
-        method=config.method, groups=groups, seed=config.seed, preset=config.preset, steps=steps["main"],
-        tokens=steps["main"] * window, params=sum(w.numel() for w in main.model.parameters()),
+        method=config.method, groups=groups, text=trainer.corpus.text, seed=config.seed, preset=config.preset,
+        steps=steps["main"], tokens=steps["main"] * window, params=sum(w.numel() for w in main.model.parameters()),
         extra_steps=sum(steps.values()) - steps["main"], probe_steps=sum(r.request.steps for r in rows if r.request.probe),
         wall_seconds=round(wall, 2), eval_seconds=round(trainer.eval_seconds, 2),
         tokens_per_second=round(tokens / max(wall - trainer.eval_seconds, 1e-9)),
@@ -408,11 +408,12 @@ def summarise(config, settings, trainer, history, wall):
         avg_test_ppl=float(np.exp(test).mean()), val_loss=named(rows[-1].reply), final_mixture=mixtures[-1][1],
         realised_mixture=named(windows / windows.sum()), epochs=named(main.sampler.epochs), mixtures=mixtures,
         curve=trainer.curve, settings=settings, config=dataclasses.asdict(config),
-        versions=versions() | dict(device=str(trainer.device)))
+        versions=versions(config))
 
-def versions():
-    return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, machine=platform.machine(),
-                kernels=torch.backends.cpu.get_cpu_capability())
+def versions(config):
+    """What decides the last digits of a run."""
+    return dict(device=str(device(config.device)), python=platform.python_version(), torch=torch.__version__,
+                numpy=np.__version__, machine=platform.machine(), kernels=torch.backends.cpu.get_cpu_capability())
 
 def report(result):
     """The closing table."""
@@ -466,11 +467,16 @@ def pick(what, name, options):
 
 LAWS = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law)
 
+def plain_names(names):
+    """Names without what all of them begin or end with, up to a separator (train_the_pile_, _val_loss)."""
+    front = re.match(r".*[_/ ]|", os.path.commonprefix(names))[0]
+    back = re.match(r".*[_/ ]|", os.path.commonprefix([n[::-1] for n in names]))[0]
+    return [n[len(front):len(n) - len(back)] for n in names]
+
 def read_runs(files):
     """MIXTURES.csv, LOSSES.csv -> group names, mixtures (R, m) that sum to 1, loss names, losses (R, n), in the same order.
 
-    Both have a header, and a first column that numbers the runs. What all names of a header share up to a separator
-    (train_the_pile_, _val_loss) is dropped, so that groups match by name. Raises ValueError.
+    Both have a header, and a first column that numbers the runs. Groups match by their plain_names. Raises ValueError.
     """
     tables = []
     for path in files:
@@ -479,10 +485,7 @@ def read_runs(files):
             table = {row[0]: [float(v) for v in row[1:]] for row in rows}
         except ValueError:
             raise ValueError(f"{path} is not a table of numbers under a header of names") from None
-        names = [name.strip() for name in head[1:]]
-        front = re.match(r".*[_/ ]|", os.path.commonprefix(names))[0]
-        back = re.match(r".*[_/ ]|", os.path.commonprefix([n[::-1] for n in names]))[0]
-        tables.append(([n[len(front):len(n) - len(back)] for n in names], table))
+        tables.append((plain_names([name.strip() for name in head[1:]]), table))
     (groups, P), (targets, L) = tables
     if P.keys() != L.keys():
         raise ValueError(f"{files[0]} and {files[1]} do not list the same runs in their first columns")
@@ -532,16 +535,20 @@ def train(config, settings, corpus=None):
     out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK):
         raise OSError(f"cannot write to {out}; choose another --out")
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not config.resume:
+        raise ValueError(f"{checkpoint} is of a run that was stopped; go on with --resume, delete it, or use another --out")
     trainer = Trainer(config, corpus)
-    runs = None
+    runs, mine = None, plain_names(corpus.groups)
     if config.runs:
         groups, P, targets, L = read_runs(config.runs)
-        if set(groups) != set(corpus.groups):
+        if set(groups) != set(mine):
             raise ValueError(f"{config.runs[0]} has the groups {', '.join(groups)}; the text has {', '.join(corpus.groups)}")
-        runs = P[:, [groups.index(g) for g in corpus.groups]], L
+        runs = P[:, [groups.index(g) for g in mine]], L
     history = aioli.History(corpus.groups, [len(t) for t in corpus.train], config.batch, config.seed, runs)
-    method, past, wall, flags = program(config, settings, history), [], 0.0, dataclasses.asdict(config) | settings
-    checkpoint, known = out / "checkpoint.pt", scratch_runs(config) if config.past else []
+    method, past, wall = program(config, settings, history), [], 0.0
+    flags = dataclasses.asdict(config) | settings | dict(text=corpus.text)
+    known = scratch_runs(config, corpus.text) if config.past else []
     if config.resume:
         if not checkpoint.exists():
             raise ValueError(f"nothing to resume: there is no {checkpoint}")
@@ -589,19 +596,20 @@ PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
 MAY_CHANGE = ("out", "cache", "past", "resume", "jobs", "threads", "device", "compile")    # from one part of a run to the next
 
 def difference(theirs, mine, free):
-    """The first flag, not in `free`, in which two runs differ, as "--lr 0.004, not 0.008"; "" if there is none."""
+    """The first flag, not in `free`, in which two runs differ, as "--lr 0.004, not 0.008"; or "other text"; or ""."""
     theirs, mine = json.loads(json.dumps([theirs, mine]))                     # tuples are lists there
-    return next((f"--{name.replace('_', '-')} {theirs.get(name)}, not {value}" for name, value in mine.items()
-                 if name not in free and theirs.get(name) != value), "")
+    return next((f"--{name.replace('_', '-')} {theirs.get(name)}, not {value}" if name != "text" else "other text"
+                 for name, value in mine.items() if name not in free and theirs.get(name) != value), "")
 
-def scratch_runs(config):
+def scratch_runs(config, text):
     """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model. Raises ValueError."""
     try:
-        theirs = json.loads(Path(config.past).with_name("result.json").read_text())["config"]
+        theirs = json.loads(Path(config.past).with_name("result.json").read_text())
+        theirs = theirs["config"] | dict(text=theirs["text"])
         rows = [from_line(line) for line in Path(config.past).read_text().splitlines()]
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"--past {config.past} is not the history of a finished run ({error})") from None
-    if told := difference(theirs, dataclasses.asdict(config), set(NOT_SHARED) - {"groups", "seed"}):
+    if told := difference(theirs, dataclasses.asdict(config) | dict(text=text), set(NOT_SHARED) - {"groups", "seed"}):
         raise ValueError(f"--past {config.past} is of a run with {told}; its runs are not this run's")
     asked = [name for row in rows for name in (row.request.on, getattr(row.request, "against", ""))]
     return [row for row in rows if isinstance(row.request, aioli.Train) and row.request.on != "main"
@@ -681,12 +689,14 @@ def run_job(config, job, rows, folder):
         flags += ["--past", str(past)]
     finished, (asked, settings) = out / "result.json", parse(flags)
     had = json.loads(finished.read_text()) if finished.exists() else dict(config={}, settings={})
-    if difference(had["config"] | had["settings"], dataclasses.asdict(asked) | settings, MAY_CHANGE):
+    text = data.load(job.groups, config.data or None, config.encoding, config.cache).text
+    if difference(had["config"] | had["settings"] | dict(text=had.get("text")),
+                  dataclasses.asdict(asked) | settings | dict(text=text), MAY_CHANGE):
         flags += ["--resume"] if (out / "checkpoint.pt").exists() else []
         separately(f"{job.name} on {job.groups}, seed {job.seed}", flags, stdout=subprocess.DEVNULL)
     result = json.loads(finished.read_text())
     keep = ("steps", "extra_steps", "wall_seconds", "avg_test_ppl", "avg_test_loss", "test_loss", "realised_mixture",
-            "mixtures", "settings")
+            "mixtures", "settings", "text")
     row = dict(name=job.name, groups=job.groups, seed=job.seed, **{key: result[key] for key in keep})
     if " after " in job.name:
         learnt = first["extra_steps"] / (first["extra_steps"] + first["steps"])            # the rest was the half row's own
@@ -707,6 +717,8 @@ def compare(config, settings):
     if config.runs or config.past or config.resume:
         raise ValueError("a comparison makes its own runs and goes on by itself; leave out --runs, --past and --resume")
     names = list(ROWS) if config.quick or config.method == "all" else config.method.split(",")
+    for name in names:
+        pick("method", name.split(":")[0], aioli.METHODS)
     if config.prior:
         priors = PRIORS if config.prior == "all" else config.prior.split(",")
         for prior in priors:
@@ -719,23 +731,23 @@ def compare(config, settings):
     sets = QUICK if config.quick else data.SETS if config.groups == "sets" else [config.groups]
     folder = Path(config.out or ("out/quick" if config.quick else "out/compare"))
     folder.mkdir(parents=True, exist_ok=True)
-    for groups in sets:
-        data.load(groups, config.data or None, config.encoding, config.cache)          # once, before all want it at once
+    texts = {groups: data.load(groups, config.data or None, config.encoding, config.cache).text for groups in sets}
     path = folder / "compare.json"
     cells = [(groups, seed) for seed in range(config.seed, config.seed + max(config.seeds, 1)) for groups in sets]
-    rows = rows_made_alike(path, config, "--out")
-    again = {key for key, row in rows.items() if settings.get(row["name"], row["settings"]) != row["settings"]}
-    if lost := [name for name, *cell in again if tuple(cell) not in cells]:
-        raise ValueError(f"{path} has {lost[0]} with other settings on more data sets or seeds; use another --out, or make "
-                         f"it a row of its own, {lost[0]}:SETTING=VALUE")
-    rows = {key: row for key, row in rows.items() if key not in again and (base(key[0]), *key[1:]) not in again}
-    failed = run_all(config, [job for cell in cells for job in jobs_of(flags, *cell, config.controls)], rows, folder)
-    if config.controls:
-        budgets = {(groups, seed, round(1 + row["extra_steps"] / row["steps"]))
-                   for (name, groups, seed), row in rows.items() if name in names and " " not in name}
-        longer = {k: ("--method", "stratified", "--steps", str(k * config.steps)) for _, _, k in budgets if k > 1}
-        failed += run_all(config, [Job(f"stratified x{k}", groups, seed, longer[k]) for groups, seed, k in sorted(budgets)
-                                   if k in longer and (groups, seed) in cells], rows, folder)
+    with claimed(folder):
+        rows = rows_made_alike(path, config, "--out", texts)
+        again = {key for key, row in rows.items() if settings.get(row["name"], row["settings"]) != row["settings"]}
+        if lost := [name for name, *cell in again if tuple(cell) not in cells]:
+            raise ValueError(f"{path} has {lost[0]} with other settings on more data sets or seeds; use another --out, or make "
+                             f"it a row of its own, {lost[0]}:SETTING=VALUE")
+        rows = {key: row for key, row in rows.items() if key not in again and (base(key[0]), *key[1:]) not in again}
+        failed = run_all(config, [job for cell in cells for job in jobs_of(flags, *cell, config.controls)], rows, folder)
+        if config.controls:
+            budgets = {(groups, seed, round(1 + row["extra_steps"] / row["steps"]))
+                       for (name, groups, seed), row in rows.items() if name in names and " " not in name}
+            longer = {k: ("--method", "stratified", "--steps", str(k * config.steps)) for _, _, k in budgets if k > 1}
+            failed += run_all(config, [Job(f"stratified x{k}", groups, seed, longer[k]) for groups, seed, k in sorted(budgets)
+                                       if k in longer and (groups, seed) in cells], rows, folder)
     tables = "\n\n".join(tabulate(rows))
     write(folder / "compare.md", tables + "\n")
     print("\n" + tables + f"\n\nwritten to {folder}")
@@ -743,6 +755,24 @@ def compare(config, settings):
     if failed:
         raise ValueError(f"{len(failed)} runs failed, the others are kept; the first: {failed[0]}")
     return rows
+
+@contextmanager
+def claimed(folder):
+    """Nobody else's comparison in this folder meanwhile, where the system can lock. Raises ValueError if one is at work."""
+    try:
+        import fcntl
+    except ImportError:                                                       # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another comparison is at work in {folder}; wait for it, or use another --out") from None
+        yield
+    finally:
+        os.close(handle)                                                      # the lock goes with it, after a crash too
 
 @contextmanager
 def workers(config):
@@ -758,7 +788,7 @@ def workers(config):
 
 def run_all(config, jobs, rows, folder):
     """Run the jobs that have no row yet, a few side by side, in order -> what failed, a line each, to be told at the end."""
-    todo = [job for job in jobs if job[:3] not in rows]
+    todo, made_with = [job for job in jobs if job[:3] not in rows], all_versions(folder / "compare.json", config)
     began, ended, failed, futures = time.perf_counter(), 0, [], {}
 
     def work(job):
@@ -777,7 +807,7 @@ def run_all(config, jobs, rows, folder):
             except ValueError as error:
                 failed.append(str(error))
                 continue
-            saved = dict(flags=shared_flags(config), versions=versions(), rows=list(rows.values()))
+            saved = dict(flags=shared_flags(config), versions=made_with, rows=list(rows.values()))
             write(folder / "compare.json", json.dumps(saved))
             spent = time.perf_counter() - began
             print(f"{ended:>4}/{len(todo)}  {row['name']:<34}{row['groups']:<18} seed {row['seed']}  perplexity "
@@ -800,15 +830,24 @@ def rows_of(path):
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     return {(row["name"], row["groups"], row["seed"]): row for row in rows}
 
-def rows_made_alike(path, config, flag):
-    """rows_of a compare.json whose runs had the shared flags of this one. Raises ValueError; flag: what names the file."""
+def all_versions(path, config):
+    """versions() of this run and of all before it that added to a compare.json, as "AVX2 or AVX512"."""
+    had = json.loads(path.read_text()).get("versions", {}) if path.exists() else {}
+    return {name: had.get(name, now) if now in had.get(name, now).split(" or ") else f"{had[name]} or {now}"
+            for name, now in versions(config).items()}
+
+def rows_made_alike(path, config, flag, texts):
+    """rows_of a compare.json whose runs had the shared flags of this one, and its text, {data set: digest}. Raises
+    ValueError; flag: what names the file."""
     made = json.loads(path.read_text()) if path.exists() else dict(flags=shared_flags(config))
     if made["flags"] != shared_flags(config):
         raise ValueError(f"{path} was made with the flags {' '.join(made['flags']) or '(none)'}; take the same, or another {flag}")
-    here = versions()
+    rows, here = rows_of(path), versions(config)
+    if any(row.get("text", texts.get(groups)) != texts.get(groups, row.get("text")) for (_, groups, _), row in rows.items()):
+        raise ValueError(f"{path} was made from other text; take another {flag}")
     if other := [f"{name} {value}, not {here.get(name)}" for name, value in made.get("versions", {}).items() if value != here.get(name)]:
         print(f"note: {path} was made with {', '.join(other)}: what is paired across the two differs by more than its method")
-    return rows_of(path)
+    return rows
 
 def ordered(rows):
     """Names and data sets of a comparison's rows, in the order of ROWS and SETS, others last -> [name], [data set]."""
@@ -1020,12 +1059,13 @@ def fidelity(config):
         raise ValueError("--fidelity needs --fork of 1 or more and --steps of 100 or more")
     corpus = data.load(config.groups, config.data or None, config.encoding, config.cache)
     path = Path(config.out or f"out/fidelity/{config.groups}") / "fidelity.json"
-    rows = rows_made_alike(Path(config.table), config, "--table")
+    rows = rows_made_alike(Path(config.table), config, "--table", {config.groups: corpus.text})
     if not (sweep := rows.get(("grid", config.groups, config.seed), {}).get("sweep")):
         print(f"{config.groups}: no run of grid with seed {config.seed} in {config.table}, so dml and power are left out")
     if path.exists():
         had = json.loads(path.read_text())
-        if had["sweep"] == sweep and not difference(had["config"], dataclasses.asdict(config), MAY_CHANGE):
+        mine = dataclasses.asdict(config) | dict(text=corpus.text)
+        if had["sweep"] == sweep and not difference(had["config"] | dict(text=had.get("text")), mine, MAY_CHANGE):
             return had
     path.parent.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, corpus)
@@ -1056,8 +1096,8 @@ def fidelity(config):
             points.append(dict(step=step, loss=trainer.validate(trainer.run("main"), windows), shares=shares, drops=drops,
                                A=A, error=aioli.standard_errors(shares, drops, A), halves=halves, own=own))
             print(f"{config.groups}: step {step} of {config.steps}, {len(shares)} forks of {config.fork} steps", flush=True)
-    result = dict(groups=corpus.groups, fits=fits, points=points, sweep=sweep, config=dataclasses.asdict(config),
-                  versions=versions())
+    result = dict(groups=corpus.groups, text=corpus.text, fits=fits, points=points, sweep=sweep,
+                  config=dataclasses.asdict(config), versions=versions(config))
     write(path, json.dumps(result, default=plain))
     return result
 
@@ -1236,6 +1276,9 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"train.py: {error}".replace("\n", " "), file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except torch.OutOfMemoryError:
+        print("train.py: the GPU's memory is full; lower --batch, or take a smaller --preset", file=sys.stderr)
+        return 1
     except (Stop, KeyboardInterrupt) as error:
         print(f"\n{error}", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -143,6 +144,8 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not_stopped(tmp_
         assert not (tmp_path / name / "result.json").exists()
         monkeypatch.undo()
         monkeypatch.setitem(model.PRESETS, "tiny", model.Config(layers=1, heads=2, width=32, window=16, vocab=48))
+        with pytest.raises(ValueError, match="a run that was stopped; go on with --resume"):
+            run(tmp_path, method, settings=settings, name=name, steps=34)                 # does not write over it
         again, rows_again = run(tmp_path, method, settings=settings, name=name, steps=34, resume=True)
         assert measured(again) == measured(whole) and len(rows) == len(rows_again)
         assert not (tmp_path / name / "checkpoint.pt").exists()
@@ -307,6 +310,48 @@ def test_bad_input_gets_one_line_an_exit_code_and_leaves_nothing(texts, tmp_path
     assert not list(tmp_path.glob("o/*"))
 
 
+def finished_runs(folder, names, law, runs=12):
+    """CSV files of runs that this law made, as others keep them: the losses in another order, names with common ends."""
+    P = aioli.cover(len(names), runs, np.random.default_rng(0))
+    for file, columns, table in (("p.csv", [f"train_the_{name}" for name in names], P),
+                                 ("l.csv", [f"valid_{name}_loss" for name in names], law(P))):
+        lines = [",".join(map(str, [i, *table[i]])) for i in (range(runs) if file == "p.csv" else reversed(range(runs)))]
+        (folder / file).write_text("\n".join(["run," + ",".join(columns), *lines]) + "\n")
+    return [str(folder / "p.csv"), str(folder / "l.csv")]
+
+
+def test_a_law_is_fitted_to_finished_runs_from_files(tmp_path, capsys):
+    law = aioli.LogLinear(np.array([1., 2.]), np.array([[-1.5, .2], [.1, -.7]]))
+    files, best = finished_runs(tmp_path, ("law", "web"), law), aioli.solve_static(law)
+    assert train.main(["--method", "dml", "--steps", "0", "--runs", *files, "--holdout", *files]) == 0
+    said = capsys.readouterr().out
+    assert f"law {best[0]:.3f}  web {best[1]:.3f}" in said and "2 losses, fitted to 12 runs" in said
+    assert "\nlaw " in said and "\nweb " in said and said.count("1.0000") == 6 # R^2 of both and their mean, twice
+    (tmp_path / "l.csv").write_text("run,a,b\n7,1,2\n")
+    assert train.main(["--method", "dml", "--steps", "0", "--runs", *files]) == 2 and "same runs" in capsys.readouterr().err
+    (tmp_path / "l.csv").write_text("run,a,b\n7,one,2\n")
+    assert train.main(["--method", "dml", "--steps", "0", "--runs", *files]) == 2 and "table of numbers" in capsys.readouterr().err
+
+
+def test_a_run_takes_its_mixture_from_finished_runs_of_its_groups_in_whatever_order(tmp_path):
+    """Groups match when what all names begin with is left out, on either side."""
+    law = aioli.LogLinear(np.array([1., 1.]), np.array([[-1.5, 0], [0, -.5]]))
+    files, best = finished_runs(tmp_path, ("words", "cycle"), law), aioli.solve_static(law)
+    text = corpus("cycle", "words")._replace(groups=["my_cycle", "my_words"])
+    config = train.Config(method="dml", steps=10, preset="tiny", out=str(tmp_path / "o"), runs=tuple(files))
+    result = train.train(config, {}, text)
+    assert list(result["final_mixture"].values()) == pytest.approx(best[::-1], abs=1e-3) and result["extra_steps"] == 0
+    with pytest.raises(ValueError, match="has the groups words, cycle; the text has cycle, noise"):
+        train.train(config, {}, corpus("cycle", "noise"))
+
+
+def test_a_gpu_too_small_is_one_line(monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+    monkeypatch.setattr(train, "train", full)
+    assert train.main([]) == 1 and "lower --batch" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", aioli.METHODS)
 def test_help_explains_every_flag(method, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -427,7 +472,9 @@ def test_runs_that_others_go_on_with_are_not_taken_over(tmp_path):
     for method, taken in (("doremi", 0), ("doge", 0), ("grid", 3)):
         result, _ = run(tmp_path, method, steps=9, settings={"points": 3} if method == "grid" else {}, name=method)
         config = train.Config(**{**result["config"], "runs": (), "holdout": (), "past": str(tmp_path / method / "history.jsonl")})
-        assert len(train.scratch_runs(config)) == taken
+        assert len(train.scratch_runs(config, "")) == taken
+        with pytest.raises(ValueError, match="a run with other text"):
+            train.scratch_runs(config, "0123abcd")
 
 
 def test_a_row_may_have_settings_of_its_own():
@@ -450,7 +497,11 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
     assert second[:9] == first[:9]                                                # its very rows, seconds included
     wall = json.loads((tmp_path / "o" / "code+law" / "grid-perplexity-s0" / "result.json").read_text())["wall_seconds"]
     assert wall > sum(json.loads(line)["seconds"] for line in first[:9])          # and what they cost
+    made = json.loads((tmp_path / "o" / "compare.json").read_text())
+    (tmp_path / "o" / "compare.json").write_text(json.dumps(made | dict(versions=made["versions"] | dict(kernels="other"))))
     assert train.main([*small, "--method", "fixed"]) == 0
+    versions = json.loads((tmp_path / "o" / "compare.json").read_text())["versions"]
+    assert versions == made["versions"] | dict(kernels=f"other or {made['versions']['kernels']}")
     said = capsys.readouterr().out
     assert "1/1" in said and "grid " not in said.split("Differences")[0] and "| grid |" in said
     assert compare_here(monkeypatch, [*small, "--method", "aioli_ood,natural"]) == 2      # the one needs three groups
@@ -483,6 +534,8 @@ def test_a_row_with_other_settings_is_run_again_and_so_is_what_builds_on_it(text
 
 @pytest.mark.parametrize("arguments, says", [
     (["--method", "dml,aioly"], "did you mean 'aioli'"),
+    (["--method", "aioli after grid,dml"], "unknown method 'aioli after grid'"),
+    (["--seeds", "-1"], "at least 0"),
     (["--method", "stratified:loss,dml"], "no objective"),
     (["--method", "doge:perplexity"], "no objective"),
     (["--method", "aioli:rate=2"], "no rate"),
@@ -498,12 +551,44 @@ def test_a_comparison_refuses_what_it_cannot_run(texts, tmp_path, capsys, argume
 
 
 def test_rows_of_another_machine_are_used_but_not_without_a_word(tmp_path, capsys):
-    path, here = tmp_path / "compare.json", train.versions()
+    path, here = tmp_path / "compare.json", train.versions(train.Config())
     for versions, said in ((here, ""), (here | dict(kernels="other"), f"kernels other, not {here['kernels']}")):
         path.write_text(json.dumps(dict(flags=[], versions=versions, rows=[])))
-        assert train.rows_made_alike(path, train.Config(), "--out") == {}
+        assert train.rows_made_alike(path, train.Config(), "--out", {}) == {}
         out = capsys.readouterr().out
         assert said in out and bool(said) == bool(out)
+    both = here | dict(kernels=f"other or {here['kernels']}")
+    for _ in range(2):                                                        # what this machine adds does not hide them
+        assert train.all_versions(path, train.Config()) == both
+        path.write_text(json.dumps(dict(flags=[], versions=both, rows=[])))
+    train.rows_made_alike(path, train.Config(), "--out", {})
+    assert "note: " in capsys.readouterr().out
+
+
+def test_rows_made_from_other_text_are_not_paired(texts, tmp_path, capsys, monkeypatch):
+    mine = tmp_path / "mine"
+    shutil.copytree(texts, mine)
+    small = ["--data", str(mine), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "3", "--batch", "2",
+             "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path / "o"), "--seeds", "1", "--method", "fixed"]
+    assert compare_here(monkeypatch, small) == 0 and compare_here(monkeypatch, small) == 0
+    rows, path = train.rows_of(tmp_path / "o" / "compare.json"), tmp_path / "o" / "compare.json"
+    before = path.read_text()
+    with open(next(p for p in mine.rglob("*") if p.is_file()), "a") as file:
+        file.write("and some more of it\n")
+    capsys.readouterr()
+    assert compare_here(monkeypatch, small) == 2 and "was made from other text" in capsys.readouterr().err
+    assert path.read_text() == before and all(row["text"] for row in rows.values())
+    path.unlink()
+    assert compare_here(monkeypatch, small) == 0                              # finished runs of the old text do not count, either
+    assert all(row["text"] != rows[key]["text"] for key, row in train.rows_of(path).items())
+
+
+def test_two_comparisons_do_not_share_a_folder_at_once(texts, tmp_path, capsys, monkeypatch):
+    small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "3", "--batch", "2",
+             "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path), "--seeds", "1", "--method", "stratified"]
+    with train.claimed(tmp_path):
+        assert train.main(small) == 2 and "another comparison is at work" in capsys.readouterr().err
+    assert not (tmp_path / "compare.json").exists() and compare_here(monkeypatch, small) == 0
 
 
 def test_a_setting_named_like_a_flag_of_every_run_is_refused(monkeypatch):
