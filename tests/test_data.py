@@ -3,6 +3,7 @@ import collections
 import gzip
 import hashlib
 import json
+import re
 import threading
 
 import numpy as np
@@ -385,7 +386,7 @@ def test_every_named_set_loads_at_once_with_the_same_tokens(embedded):
     for name in data.SETS:
         part = load(name, cache=cache, progress=lambda line: pytest.fail(line))
         for group, tokens in zip(part.groups, part.train):
-            assert len(tokens) == len(corpus.train[data.GROUPS.index(group)])
+            assert np.array_equal(tokens, corpus.train[data.GROUPS.index(group)])
 
 def test_no_long_stretch_of_held_out_text_is_in_the_training_text_of_its_group(embedded):
     """Checked on 40 stretches of 256 tokens a group, wherever they fall. `tables` is left out: its files differ, but one
@@ -397,10 +398,19 @@ def test_no_long_stretch_of_held_out_text_is_in_the_training_text_of_its_group(e
             stretches = [tokens[i:i + 256].tobytes() for i in range(0, len(tokens) - 256, len(tokens) // 20)]
             assert sum(stretch in raw for stretch in stretches) <= 1, name
 
-def test_embedded_text_is_the_same_at_every_reading_and_code_and_its_docstrings_share_a_split():
+def test_few_files_are_split_by_their_rank_and_the_same_at_every_reading():
     first, second = list(data.embedded_text("csv")), list(data.embedded_text("csv"))
     assert first == second and len(first) == 30
     assert collections.Counter(split for split, _ in first) == {"train": 24, "val": 3, "test": 3}
+
+def test_a_files_code_and_its_docstrings_are_in_the_same_split(tmp_path, monkeypatch):
+    for i in range(200):
+        (tmp_path / f"f{i:03}.py").write_text(f'"""The file{i:03} is told of here, in more than forty characters."""\nx = "file{i:03}"\n')
+    monkeypatch.setattr(data, "SOURCES", dict.fromkeys(("python", "prose"), [("stdlib", "", r"\.py$", {})]))
+    monkeypatch.setattr(data, "package_root", lambda package: tmp_path)
+    where = [{word: split for split, text in data.embedded_text(group) for word in re.findall(r"file\d{3}", text)}
+             for group in ("python", "prose")]
+    assert where[0] == where[1] and len(where[0]) == 200 and set(where[0].values()) == set(data.SPLITS)
 
 def test_docstrings_are_cut_from_code_and_examples_from_prose():
     source = '''"""A module with a first line long enough to keep.\n\n>>> f(1)  # an example that is long enough to keep\n"""

@@ -3,6 +3,7 @@
 Rows are those of section 3 of lmo.md (see test_lmo.py).
 """
 import contextlib
+import itertools
 import math
 from typing import NamedTuple
 
@@ -333,14 +334,16 @@ def test_a_cover_is_spread_out_by_thinning_the_closest_pairs(m, runs, seed):
 
 def test_dml_and_power_take_the_optimum_of_the_law_that_they_fit():
     """The static law in the loop: sweep, fit to all of it, solve, train; A as documented."""
-    for method, name, law in ((aioli.dml, "fit_log_linear", a_law(10, 3)), (aioli.power, "fit_power_law", a_power_law(10, 3))):
+    for (method, name, law), objective in itertools.product(
+            ((aioli.dml, "fit_log_linear", a_law(10, 3)), (aioli.power, "fit_power_law", a_power_law(10, 3))), ("loss", "perplexity")):
         given_to_fit, h = [], history(3)
         with swapped(**{name: lambda P, L: given_to_fit.append((P, L)) or law}):
-            drive(method(h, 10), Static(law), h)
+            drive(method(h, 10, objective=objective), Static(law), h)
         (P, L), last = given_to_fit[0], h.last.request
         assert len(P) == len(L) == 9 and np.array_equal(P, [row.request.p for row in h.rows[:-1]])
         assert np.array_equal(L, [law(p) for p in P])
-        same(last.p, solve_static(law, starts=4, floor=0 if method is aioli.dml else P.min()), rtol=0, atol=1e-6)
+        floor = 0 if method is aioli.dml else P.min()
+        same(last.p, solve_static(law, objective=objective, starts=4, floor=floor), rtol=0, atol=1e-6)
         same(last.A, -law.t if method is aioli.dml else -law.gradient(last.p))
 
 
@@ -553,3 +556,39 @@ def test_only_the_centred_sim_ignores_what_no_step_can_see(m, seed):
 
 def test_a_matrix_that_favours_no_group_is_similar_to_nothing():
     assert aioli.similarity(np.ones((2, 2)), np.diag([1., 0.]), True) == 0
+
+
+def test_grid_takes_the_mixture_whose_average_is_least_in_what_it_minimises():
+    """Least average loss at the first of nine mixtures; least average perplexity, 4 - 3 p + ..., at the fourth."""
+    law = lambda p: np.array([4 - 3 * p[0], 1 + 3.5 * p[0]])
+    for objective, best in (("loss", .1), ("perplexity", .4)):
+        h = history(2)
+        drive(aioli.grid(h, 10, objective=objective), Static(law), h)
+        same(h.last.request.p, [best, 1 - best])
+
+
+def test_a_forecast_is_not_fitted_to_what_the_warm_up_showed():
+    """Losses while the rate still rises say nothing about tokens: up to 8 % of the run they do not count."""
+    def after(*, spoilt):
+        h, law = history(2), a_forecast(0, 2)._replace(n=np.zeros(2))
+        drive(aioli.horizon(h, 1000), Run(law, 1000, h.batch), h)
+        h.rows = [row._replace(reply=row.reply + 3 * (t == spoilt)) for t, row in enumerate(h.rows[:6])]
+        return aioli.forecast(h, 8000)
+    plain = after(spoilt=None)
+    assert all(np.array_equal(a, b) for a, b in zip(plain, after(spoilt=0)))              # 4 %
+    assert not all(np.array_equal(a, b) for a, b in zip(plain, after(spoilt=1)))          # 8 %
+
+
+def test_quality_is_r_squared_the_mean_squared_error_and_the_correlation_of_ranks():
+    P, law = cover(3, 12, rng_of(0)), a_law(3, 3)
+    L = law(P) + np.array([.1, 0, 0]) + rng_of(1).normal(0, .05, (12, 3))
+    L[:, 1] = np.exp(3 * law(P)[:, 1])                                        # another scale, the same order
+    r2, mse, rho = aioli.quality(law, P, L)
+    for i in range(3):
+        gap, mean = L[:, i] - law(P)[:, i], L[:, i].sum() / 12
+        same(mse[i], sum(gap ** 2) / 12)
+        same(r2[i], 1 - sum(gap ** 2) / sum((L[:, i] - mean) ** 2))
+    order = [np.argsort(np.argsort(x)) - 5.5 for x in (law(P)[:, 0], L[:, 0])]
+    same(rho[0], order[0] @ order[1] / (order[0] @ order[0]))
+    same(rho[1], 1)
+    assert .3 < rho[0] < .999

@@ -410,6 +410,13 @@ def test_every_method_trains_the_main_run_for_exactly_T_steps(method, T):
         same(np.sum(p), 1)
 
 
+@pytest.mark.parametrize("method", ["doremi", "doge"])
+def test_a_proxy_knows_from_its_first_batch_how_long_it_will_be(method):
+    """Its learning rate depends on it."""
+    asked = [row.request for row in run(method, 7).rows if isinstance(row.request, Peek)]
+    assert len(asked) == 7 and {request.of for request in asked} == {7}
+
+
 @given(st.integers(2, 4), st.integers(1, 9), st.integers(0, 500), st.integers(1, 3), st.integers(1, 5))
 def test_aiolis_budget_is_exact_for_any_rounds_sweeps_and_probes(m, rounds, more, sweeps, probe):
     T = rounds * m * sweeps * probe + more

@@ -1,4 +1,5 @@
 """The transformer: what it computes, and that its large preset is the paper's model."""
+import copy
 import dataclasses
 
 import pytest
@@ -75,3 +76,37 @@ def test_pythia_160m_has_the_shapes_and_the_parameters_of_pythia_160m():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="width 33 is not a multiple of heads 2"):
         dataclasses.replace(TINY, width=33)
+
+
+def test_a_token_is_known_by_its_place_not_only_by_its_company():
+    """Without positions one layer of attention would see the past as a set, in which two tokens may change places."""
+    net = model.Transformer(dataclasses.replace(TINY, layers=1, shift=0.))
+    x, y = tokens(1)
+    swapped = x.clone()
+    swapped[:, [0, 1]] = x[:, [1, 0]]
+    assert (net(x, y, per_token=True) - net(swapped, y, per_token=True))[:, 2:].abs().max() > 1e-4
+
+
+def test_attention_and_mlp_read_the_same_x_and_add_up():
+    block = model.Block(dataclasses.replace(TINY, shift=0.))
+    x, tables = torch.randn(2, 16, 32), model.rotary_tables(16, 8)
+    whole, parts = block(x, *tables) - x, 0
+    for out in (block.attn_out, block.mlp_out):
+        kept = copy.deepcopy(out.state_dict())
+        for w in out.parameters():
+            torch.nn.init.zeros_(w)
+        parts = parts + block(x, *tables) - x
+        out.load_state_dict(kept)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_with_a_shift_the_mlp_reads_the_token_before_too():
+    tables = model.rotary_tables(16, 8)
+    for shift, late in ((0., False), (.5, True)):
+        block = model.Block(dataclasses.replace(TINY, shift=shift))
+        x = torch.randn(1, 16, 32)
+        torch.nn.init.zeros_(block.attn_out.weight)                           # the MLP alone, which sees no other place
+        other = x.clone()
+        other[:, 5] = torch.randn(32)
+        moved = (block(other, *tables) - block(x, *tables))[0].abs().sum(1)   # (T,)
+        assert moved[5] > 1e-3 and (moved[6] > 1e-4) == late and moved[7:].max() < 1e-6

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_a_finished_run_is_kept_whatever_comes_while_it_is_tested(tmp_path, monk
     original = train.summarise
     monkeypatch.setattr(train, "summarise", lambda *about: signal.raise_signal(signal.SIGINT) or original(*about))
     assert run(tmp_path, steps=5)[0]["steps"] == 5
-    with pytest.raises(data.DataError, match="held-out tokens"):                 # before hours of training, not after them
+    with pytest.raises(data.DataError, match="group cycle has 9 tokens"):                 # before hours of training, not after them
         train.Trainer(train.Config(preset="tiny"), corpus("cycle", "words")._replace(test=[np.arange(9), np.arange(9)]))
 
 
@@ -201,7 +202,7 @@ def test_gradients_are_kept_in_the_same_memory_step_after_step():
     assert len(places) == 1
 
 
-def test_an_update_takes_the_weighted_step_and_an_absent_group_is_marked():
+def test_an_absent_group_is_marked_and_the_others_take_their_step():
     t = trainer(batch=4)
     seen = t.answer(aioli.Peek(np.array([1., 0.]), 20, on="proxy"))["signals"]
     assert np.isnan(seen["A"][:, 1]).all() and np.isfinite(seen["A"][:, 0]).all() and np.isnan(seen["norm"][1])
@@ -210,17 +211,84 @@ def test_an_update_takes_the_weighted_step_and_an_absent_group_is_marked():
     assert t.run("proxy").step == 1 and any((a != b).any() for a, b in zip(before, t.run("proxy").model.parameters()))
 
 
-def test_gradients_of_the_groups_add_up_to_the_gradient_of_the_batch():
+@pytest.mark.parametrize("against", ["", "reference"])
+def test_an_update_steps_on_the_weighted_loss_whether_the_peek_left_gradients_or_losses(against):
     """lmo.md E3: the weighted group gradients are the gradient of the weighted loss; one backward per group's rows."""
-    t = trainer(batch=8)
-    t.answer(aioli.Peek(np.array([.5, .5]), 20, on="proxy"))
-    mine = sum(.5 * g for g in t.peeked["proxy"])
+    t, w, found = trainer(batch=8), np.array([.9, .2]), []
+    t.answer(aioli.Train(np.array([.5, .5]), 1, on="reference"))
+    t.answer(aioli.Peek(np.array([.5, .5]), 20, "proxy", against))
+    t.apply = lambda run: found.append(torch.cat([w.grad.flatten() for w in run.model.parameters()]))
+    t.answer(aioli.Update(w, "proxy"))
     run_ = trainer(batch=8).run("proxy", 20)
     run_.sampler.plan([.5, .5], 1)
-    x, y, _ = run_.sampler.batch()
-    run_.model(torch.from_numpy(x), torch.from_numpy(y)).mean().backward()
+    x, y, group = run_.sampler.batch()
+    loss = run_.model(torch.from_numpy(x), torch.from_numpy(y))
+    sum(w[j] * loss[group == j].mean() for j in (0, 1)).backward()
     whole = torch.cat([w.grad.flatten() for w in run_.model.parameters()])
-    torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[0], whole, rtol=1e-4, atol=1e-6)
+
+
+def test_A_of_a_peek_is_gradients_of_validation_text_times_gradients_of_the_batch():
+    t, drawn, calls = trainer(batch=4), [], {}
+    rows, original = t.val[0].tolist(), t.batch
+    t.batch = lambda run: drawn.append(original(run)) or drawn[-1]
+
+    def gradient(run, x, y, out):                                             # random, and a note of what it would be of
+        text = [row in rows for row in x.tolist()]
+        which = {int(t.val[2][rows.index(row)]) if known else int(drawn[0][2][drawn[0][0].tolist().index(row)])
+                 for row, known in zip(x.tolist(), text)}
+        assert len(which) == len(set(text)) == 1
+        calls["held out" if text[0] else "batch", which.pop()] = out.normal_().clone()
+    t.gradient = gradient
+    seen = t.answer(aioli.Peek(np.array([.5, .5]), 20, on="proxy"))["signals"]
+    for i in (0, 1):
+        assert seen["norm"][i] == pytest.approx(float(calls["batch", i].norm()), rel=1e-5)
+        for j in (0, 1):
+            assert seen["A"][i, j] == pytest.approx(float(calls["held out", i] @ calls["batch", j]), rel=1e-3)
+    mean = (calls["held out", 0] + calls["held out", 1]) / 2
+    assert seen["target_norm"] == pytest.approx(float(mean.norm()), rel=1e-5)
+
+
+def test_a_step_has_the_rate_of_its_run_clipped_gradients_and_decays_matrices_only():
+    t, seen = trainer(batch=4, clip=.01), []
+    run_, rates = t.run("short", 20), []
+    run_.optimizer.step = lambda: seen.append(([part["lr"] for part in run_.optimizer.param_groups],
+                                               float(torch.cat([w.grad.flatten() for w in run_.model.parameters()]).norm())))
+    for _ in range(4):
+        rates.append(t.lr(run_))
+        t.answer(aioli.Train(np.array([.5, .5]), 1, on="short"))
+    assert run_.of == 20 and t.run("whole", 7).of == 7 and t.run("main").of == t.config.steps
+    assert [rate for rate, _ in seen] == [[rate] * 2 for rate in rates] and len(set(rates)) == 4
+    assert all(norm <= .01 * (1 + 1e-4) for _, norm in seen)
+    for part in run_.optimizer.param_groups:
+        assert {w.dim() for w in part["params"]} == ({2} if part["weight_decay"] else {1})
+    assert sum(len(part["params"]) for part in run_.optimizer.param_groups) == len(list(run_.model.parameters()))
+
+
+def test_a_scratch_run_without_a_length_of_its_own_ends_with_its_request():
+    t = trainer()
+    t.answer(aioli.Train(np.array([.5, .5]), 3, on="alone"))
+    t.answer(aioli.Train(np.array([.5, .5]), 3, on="part", of=9))
+    assert t.run("alone").of == 3 and t.run("alone").optimizer is None and t.run("part").of == 9 and t.run("part").optimizer
+
+
+def test_what_is_reported_is_the_loss_on_test_text(tmp_path):
+    text = corpus("cycle", "words")
+    text = text._replace(test=[corpus("noise", "words").test[0], text.test[1]])
+    config = train.Config(method="stratified", steps=60, preset="tiny", out=str(tmp_path / "o"), lr=3e-3)
+    result = train.train(config, {}, text)
+    assert result["test_loss"]["cycle"] > 1 + result["val_loss"]["cycle"]     # noise is in its test text only
+
+
+def test_the_seed_decides_the_text_and_the_history_knows_the_training_text(tmp_path, monkeypatch):
+    told, windows, original, batch = [], [], aioli.History, train.Trainer.batch
+    monkeypatch.setattr(aioli, "History", lambda *a: told.append(a) or original(*a))
+    monkeypatch.setattr(train.Trainer, "batch", lambda self, run: windows.append(batch(self, run)) or windows[-1])
+    for seed in (3, 4):
+        run(tmp_path, "natural", seed=seed, steps=2)
+    (names, sizes, width, seed, runs), _ = told
+    assert (names, sizes, width, seed, runs) == (["cycle", "words"], [6000, 6000], 8, 3, None) and told[1][3] == 4
+    assert not np.array_equal(windows[0][0], windows[2][0])
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_floor():
@@ -322,11 +390,14 @@ def finished_runs(folder, names, law, runs=12):
 
 def test_a_law_is_fitted_to_finished_runs_from_files(tmp_path, capsys):
     law = aioli.LogLinear(np.array([1., 2.]), np.array([[-1.5, .2], [.1, -.7]]))
+    (tmp_path / "others").mkdir()
+    others = finished_runs(tmp_path / "others", ("law", "web"), lambda P: law(P) + .2)     # what the law does not foresee
     files, best = finished_runs(tmp_path, ("law", "web"), law), aioli.solve_static(law)
-    assert train.main(["--method", "dml", "--steps", "0", "--runs", *files, "--holdout", *files]) == 0
+    assert train.main(["--method", "dml", "--steps", "0", "--runs", *files, "--holdout", *others]) == 0
     said = capsys.readouterr().out
     assert f"law {best[0]:.3f}  web {best[1]:.3f}" in said and "2 losses, fitted to 12 runs" in said
-    assert "\nlaw " in said and "\nweb " in said and said.count("1.0000") == 6 # R^2 of both and their mean, twice
+    assert "\nlaw " in said and "\nweb " in said and said.count("1.0000") == 3                     # R^2 of both and of their mean
+    assert said.count("0.04000") == 3 and said.count("100.00") == 6           # errors of the others, whose order is right
     (tmp_path / "l.csv").write_text("run,a,b\n7,1,2\n")
     assert train.main(["--method", "dml", "--steps", "0", "--runs", *files]) == 2 and "same runs" in capsys.readouterr().err
     (tmp_path / "l.csv").write_text("run,a,b\n7,one,2\n")
@@ -507,6 +578,47 @@ def test_a_comparison_runs_what_is_missing_shares_its_sweep_and_goes_on_where_it
     assert compare_here(monkeypatch, [*small, "--method", "aioli_ood,natural"]) == 2      # the one needs three groups
     told = capsys.readouterr()
     assert "| natural |" in told.out and "1 runs failed" in told.err and "give three groups" in told.err
+
+
+def test_the_controls_train_on_the_average_mixture_and_for_all_the_steps(texts, tmp_path, monkeypatch):
+    small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "20", "--batch", "4",
+             "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path / "o"), "--groups", "code+law", "--seeds", "1"]
+    assert compare_here(monkeypatch, [*small, "--method", "skillit:eta=30", "--controls"]) == 0
+    rows = {name: row for (name, _, _), row in train.rows_of(tmp_path / "o" / "compare.json").items()}
+    assert set(rows) == {"stratified", "skillit:eta=30", "average of skillit:eta=30", "stratified x3"}
+    moved, still = rows["skillit:eta=30"], rows["average of skillit:eta=30"]
+    assert still["realised_mixture"] == pytest.approx(moved["realised_mixture"], abs=1.01 / 80)          # a window
+    assert abs(moved["mixtures"][0][1]["law"] - moved["realised_mixture"]["law"]) > .05 and len(still["mixtures"]) == 1
+    assert rows["stratified x3"]["steps"] == 60 == moved["steps"] + moved["extra_steps"]
+
+
+def test_whole_comparisons_of_several_sets_and_seeds_and_the_quick_one(texts, tmp_path, capsys, monkeypatch):
+    small = ["--data", str(texts), "--cache", str(tmp_path / "c"), "--encoding", "bpe300", "--steps", "3", "--batch", "2",
+             "--val-windows", "1", "--test-windows", "1", "--out", str(tmp_path / "o")]
+    for name in ("SETS", "QUICK", "ROWS"):
+        monkeypatch.setattr(data if name == "SETS" else train, name, ("stratified", "natural") if name == "ROWS" else ("code+law", "law+code"))
+    assert compare_here(monkeypatch, [*small, "--groups", "sets", "--seeds", "2", "--method", "all"]) == 0
+    rows = train.rows_of(tmp_path / "o" / "compare.json")
+    assert set(rows) == {(name, g, seed) for name in train.ROWS for g in data.SETS for seed in (0, 1)}
+    assert " ± " in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| natural |"))
+    assert compare_here(monkeypatch, [*small[:-1], str(tmp_path / "q"), "--quick"]) == 0
+    assert set(train.rows_of(tmp_path / "q" / "compare.json")) == {(name, g, 0) for name in train.ROWS for g in train.QUICK}
+
+
+def test_side_by_side_a_job_waits_for_the_one_that_it_needs(tmp_path, monkeypatch, capsys):
+    told = []
+
+    def work(config, job, rows, folder):
+        told.append(("begins", job.name))
+        time.sleep(.2 if job.name == "first" else 0)
+        told.append(("ends", job.name))
+        return row(job.name, "a+b", 0, 20.)
+    monkeypatch.setattr(train, "run_job", work)
+    jobs = [train.Job("first", "a+b", 0, ()), train.Job("second", "a+b", 0, (), "first"), train.Job("third", "a+b", 0, ())]
+    rows = {}
+    assert train.run_all(train.Config(jobs=3), jobs, rows, tmp_path) == []
+    assert told.index(("ends", "first")) < told.index(("begins", "second")) and told.index(("ends", "third")) < told.index(("ends", "first"))
+    assert len(rows) == len(train.rows_of(tmp_path / "compare.json")) == 3
 
 
 def test_a_row_with_other_settings_is_run_again_and_so_is_what_builds_on_it(texts, tmp_path, monkeypatch):
