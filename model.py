@@ -1,11 +1,12 @@
-"""The transformer alone: a decoder in the GPT-NeoX / Pythia form that the Aioli paper trains (arXiv 2411.05735).
+"""The transformer alone: a decoder in the GPT-NeoX / Pythia form that the Aioli paper trains.
 
-Four things differ from GPT-2: positions are rotary and touch only a part of each head; attention and MLP read the
-same residual stream side by side (one sum per block instead of two); the output matrix is not tied to the embedding;
-and the initialisation is Pythia's. `forward` returns one loss per sequence, so the loss of a group of text is the
-mean over its rows and a method that weights groups needs one line.
+Four things differ from GPT-2. Positions are rotary and touch only a part of each head. Attention
+and MLP read the same residual stream side by side (one sum per block instead of two). The output
+matrix is not tied to the embedding. The initialisation is Pythia's. `forward` returns one loss per
+sequence, so the loss of a group of text is the mean over its rows, and a method that weights groups
+needs one line.
 
-How to read it: `Config` and `PRESETS` (the shapes), `Block` (the idea), `Transformer.forward` (the order of things).
+How to read it: `Shape` and `PRESETS`, `Block` (the idea), `Transformer.forward` (the order).
 """
 import math
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+
 @dataclass(frozen=True)
-class Config:
+class Shape:
     """Shapes of one model. `window` is the number of tokens it sees at once."""
     layers: int
     heads: int
@@ -23,23 +25,27 @@ class Config:
     window: int
     vocab: int
     rotary: float = 0.25     # share of each head's channels that carry position; Pythia: a quarter
-    shift: float = 0.0       # share of a block's input channels that it reads one token late; Pythia: none
+    shift: float = 0.0       # share of a block's input read one token late; Pythia: none
 
     def __post_init__(self):
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose one that is")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; "
+                             "choose one that is")
+
 
 PRESETS = {
-    # A laptop core trains this on half a million tokens in half a minute. At this size two things matter more than all
-    # others: all channels of a head rotate, and half of a block's input comes from the token before (RWKV's token
-    # shift): about a fifth lower perplexity at no cost in time, and seeds that agree.
-    "laptop": Config(layers=2, heads=3, width=96, window=64, vocab=1024, rotary=1.0, shift=0.5),
+    # A laptop core trains this on half a million tokens in half a minute. At this size two things
+    # matter more than all others: all channels of a head rotate, and half of a block's input comes
+    # from the token before (RWKV's token shift): about a fifth lower perplexity at no cost in time,
+    # and seeds that agree.
+    "laptop": Shape(layers=2, heads=3, width=96, window=64, vocab=1024, rotary=1.0, shift=0.5),
     # The paper's model: EleutherAI/pythia-160m (vocabulary padded to a multiple of 128).
-    "pythia-160m": Config(layers=12, heads=12, width=768, window=2048, vocab=50304),
+    "pythia-160m": Shape(layers=12, heads=12, width=768, window=2048, vocab=50304),
 }
 
+
 def rotary_tables(window, channels):
-    """cos, sin (window, channels): position t turns channel pair c by the angle t / 10000^(2c / channels).
+    """cos, sin (window, channels): position t turns pair c by the angle t / 10000^(2c / channels).
 
     The first half of sin is negated, so that turning is x cos + (x with its halves swapped) sin.
     """
@@ -47,34 +53,40 @@ def rotary_tables(window, channels):
     angle = torch.outer(torch.arange(window).float(), rate)                   # (T, channels/2)
     return angle.cos().repeat(1, 2), torch.cat((-angle.sin(), angle.sin()), dim=1)
 
+
 def rotate(x, cos, sin):
-    """Turn the first `cos.shape[-1]` channels of x (B, H, T, D) by their position; pass the others through."""
+    """Turn the first `cos.shape[-1]` channels of x (B, H, T, D) by position; keep the rest."""
     n = cos.shape[-1]
     turned, kept = x.split((n, x.shape[-1] - n), dim=-1)
     return torch.cat((turned * cos + turned.roll(n // 2, dims=-1) * sin, kept), dim=-1)
+
 
 def read_late(x, channels):
     """x (B, T, C) with its first channels taken from one token earlier (0 before the first)."""
     late, now = x.split((channels, x.shape[-1] - channels), dim=-1)
     return torch.cat((F.pad(late[:, :-1], (0, 0, 1, 0)), now), dim=-1)
 
-class Block(nn.Module):
-    """x + attention(norm(x)) + mlp(norm'(x)): both branches read the same x (GPT-NeoX's parallel residual)."""
 
-    def __init__(self, config):
+class Block(nn.Module):
+    """x + attention(norm(x)) + mlp(norm'(x)): both branches read the same x, as in GPT-NeoX."""
+
+    def __init__(self, shape):
         super().__init__()
-        self.heads, self.late = config.heads, round(config.shift * config.width)
-        self.norm_attn, self.norm_mlp = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.attn_out = nn.Linear(config.width, config.width)
-        self.mlp_in = nn.Linear(config.width, 4 * config.width)
-        self.mlp_out = nn.Linear(4 * config.width, config.width)
+        self.heads = shape.heads
+        self.late = round(shape.shift * shape.width)
+        self.norm_attn = nn.LayerNorm(shape.width)
+        self.norm_mlp = nn.LayerNorm(shape.width)
+        self.qkv = nn.Linear(shape.width, 3 * shape.width)
+        self.attn_out = nn.Linear(shape.width, shape.width)
+        self.mlp_in = nn.Linear(shape.width, 4 * shape.width)
+        self.mlp_out = nn.Linear(4 * shape.width, shape.width)
 
     def forward(self, x, cos, sin):
         B, T, C = x.shape
         to_attn, to_mlp = self.norm_attn(x), self.norm_mlp(x)
         if self.late:
-            to_attn, to_mlp = read_late(to_attn, self.late), read_late(to_mlp, self.late)
+            to_attn = read_late(to_attn, self.late)
+            to_mlp = read_late(to_mlp, self.late)
         qkv = self.qkv(to_attn).view(B, T, 3, self.heads, C // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                                  # 3 x (B, H, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -82,46 +94,50 @@ class Block(nn.Module):
         attn = self.attn_out(attn.transpose(1, 2).reshape(B, T, C))
         return x + attn + self.mlp_out(F.gelu(self.mlp_in(to_mlp)))
 
-class Transformer(nn.Module):
-    """Decoder-only language model; `generator` draws the initial weights, so equal seeds give equal models."""
 
-    def __init__(self, config, generator=None):
+class Transformer(nn.Module):
+    """Decoder-only language model. `generator` draws the weights: equal seeds give equal models."""
+
+    def __init__(self, shape, generator=None):
         super().__init__()
-        self.config = config
-        self.embed = nn.Embedding(config.vocab, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, config.vocab, bias=False)
-        channels = 2 * round(config.rotary * config.width / config.heads / 2)
-        for name, table in zip(("cos", "sin"), rotary_tables(config.window, channels)):
-            self.register_buffer(name, table, persistent=False)
+        self.shape = shape
+        self.embed = nn.Embedding(shape.vocab, shape.width)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.width)
+        self.head = nn.Linear(shape.width, shape.vocab, bias=False)
+        channels = 2 * round(shape.rotary * shape.width / shape.heads / 2)
+        cos, sin = rotary_tables(shape.window, channels)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
         self.initialise(generator)
 
     @torch.no_grad()
     def initialise(self, generator):
-        """Pythia's own initialisation, which at laptop size is worth more than any other choice in this file.
+        """Pythia's initialisation, worth more at laptop size than any other choice in this file.
 
-        Normal with std sqrt(2 / (5 width)) everywhere ("small init", Nguyen and Salazar 2019) except the two matrices
-        of a block that write to the residual stream: 2 / (layers sqrt(width)) (Wang and Komatsuzaki 2021). Biases 0.
+        Normal with std sqrt(2 / (5 width)) everywhere ("small init", Nguyen and Salazar 2019), but
+        2 / (layers sqrt(width)) for the two matrices of a block that write to the residual stream
+        (Wang and Komatsuzaki 2021). Biases 0.
         """
-        width, layers = self.config.width, self.config.layers
+        width, layers = self.shape.width, self.shape.layers
         for name, weight in self.named_parameters():
             if name.endswith("bias"):
                 weight.zero_()
-            elif weight.dim() == 2:                                           # LayerNorm gains stay at 1
+            elif weight.dim() == 2:                                     # LayerNorm gains stay at 1
                 writes = name.endswith(("attn_out.weight", "mlp_out.weight"))
-                weight.normal_(0, 2 / (layers * math.sqrt(width)) if writes else math.sqrt(2 / (5 * width)),
-                               generator=generator)
+                std = 2 / (layers * math.sqrt(width)) if writes else math.sqrt(2 / (5 * width))
+                weight.normal_(0, std, generator=generator)
 
     def forward(self, x, y, per_token=False):
         """x, y (B, T) token ids, y the next token of each x -> cross-entropy in nats per token.
 
-        (B,), the mean over each sequence; with per_token=True (B, T), what DoReMi clips token by token.
+        (B,), the mean over each sequence; with per_token=True (B, T), which DoReMi clips.
         """
         T = x.shape[1]
         h = self.embed(x)                                                     # (B, T, C)
         for block in self.blocks:
             h = block(h, self.cos[:T], self.sin[:T])
         logits = self.head(self.norm(h))                                      # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none").view_as(y)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none")
+        loss = loss.view_as(y)
         return loss if per_token else loss.mean(1)
