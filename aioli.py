@@ -1,14 +1,16 @@
-"""Data mixing for language models: Aioli (arXiv 2411.05735, ICLR 2025) and every method it unifies, in one file.
+"""Data mixing for language models: Aioli (arXiv 2411.05735, ICLR 2025) and every method it unifies.
 
-A model is trained on m groups of text (code, law, maths, ...); data mixing chooses their proportions p. The paper
-shows that the known methods solve one problem, Linear Mixing Optimization (LMO):
+A model is trained on m groups of text (code, law, maths, ...). Data mixing chooses their
+proportions p. The paper shows that the known methods solve one problem, Linear Mixing
+Optimization (LMO):
 
-    minimise  sum_i L_i^{T+1}   over mixtures p^1 .. p^T   subject to a mixing law
-    L_i^{t+1}(p) = c_i + b_i sigma(-sum_j A^t_ij p_j),     sigma = identity or exp
+    minimise  sum_i L_i^{T+1}   over mixtures p^1 .. p^T,   subject to a mixing law
+    L_i^{t+1}(p) = c_i + b_i sigma(-sum_j A^t_ij p_j),      sigma = identity or exp
 
-and differ only in where A^t comes from and in how they solve. A method here is a short generator: it yields a request
-(train on this mixture, measure this signal), receives what was measured, and is otherwise the paper's pseudocode in
-order. The training loop is elsewhere (train.py, or yours); this file needs numpy alone, and torch only to fit a law.
+They differ in where A^t comes from and in how they solve. Here a method is a short generator: it
+yields a request (train on this mixture, measure this signal), receives what was measured, and is
+otherwise the paper's pseudocode in order. The training loop is elsewhere (train.py, or yours). This
+file needs numpy alone, and torch only to fit a law.
 
     history = History(groups=["code", "law"], sizes=[9e6, 4e6], batch=8)
     method = aioli(history, steps=1000)
@@ -16,12 +18,13 @@ order. The training loop is elsewhere (train.py, or yours); this file needs nump
     history.add(request, loss=[7.0, 6.9])       # what your model measured, nats per token
     request = method.send(history.reply)        # and so on until StopIteration
 
-`x = yield request` hands out a request and goes on with its reply as x; `x = yield from other(...)` runs another
-generator in place and takes what it returns.
+`x = yield request` hands out a request and goes on with its reply as x. `x = yield from other(...)`
+runs another generator in place and takes what it returns.
 
-How to read it: requests and History, `egd` (the step all online methods share), the laws, what makes an A right, then the
-methods, from those that measure nothing (`stratified`) to those that measure within the run (`aioli`); `horizon`, the last, is
-ours. Notation:
+How to read it: requests and History; `egd` and `lmo_step`, the update that all online methods
+share; the methods, from those that measure nothing (`stratified`) to the one that measures inside
+the run (`aioli`); then the static laws with `grid`, `dml` and `power`; `horizon`, which is ours;
+and last how one method is put on top of another. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -34,74 +37,100 @@ from typing import NamedTuple
 
 import numpy as np
 
-# --- What a method may ask for. `on` names the run: "main", or any other name for a scratch model, which starts from
-# --- main's initial weights and counts as extra cost.
+# --- What a method may ask for. `on` names the run: "main", or any other name for a scratch model,
+# --- which starts from main's initial weights and counts as extra cost.
+
 
 class Train(NamedTuple):
-    """Train `steps` steps on mixture p, then validate -> L, (m,) nats per token. steps = 0 only validates."""
+    """Train `steps` steps on mixture p, then validate -> L, (m,) nats per token.
+
+    steps = 0 only validates.
+    """
     p: np.ndarray
     steps: int
     on: str = "main"
-    of: int = 0                 # a scratch run's full length, for its learning-rate schedule; 0: this request is all
+    total_steps: int = 0        # length of a scratch run, for its learning rate; 0: this request
     probe: bool = False         # these steps are there to measure A (they still train the model)
     A: np.ndarray = None        # the matrix behind p, for the record
 
-class Peek(NamedTuple):
-    """Draw one batch at mixture p and measure without stepping -> a dict of signals, NaN for groups it lacks. of: the
-    scratch run's full length in steps, as in Train.
 
-    against="run": {"excess": (m,)}, mean over the group's tokens of max(loss - loss of that run, 0).
-    otherwise:     {"A": (m, m), "norm": (m,), "target_norm": float}: A[i, j] = <gradient of loss i on validation text,
-                   gradient of loss j on this batch>, the norms of the latter, and that of the mean of the former.
+class Peek(NamedTuple):
+    """Draw one batch at mixture p and measure without stepping -> a dict of signals.
+
+    against="run": {"excess": (m,)}, mean over a group's tokens of max(loss - loss of that run, 0).
+    otherwise:     {"A": (m, m), "norm": (m,), "target_norm": float}. A[i, j] = <gradient of loss i
+                   on validation text, gradient of loss j on this batch>; the norms of the latter;
+                   the norm of the mean of the former.
+    A group that is not in the batch has NaN. total_steps: as in Train.
     """
     p: np.ndarray
-    of: int
+    total_steps: int
     on: str
     against: str = ""
 
+
 class Update(NamedTuple):
-    """One optimiser step on the batch just peeked at, group j's mean loss weighted by w_j -> None."""
+    """One optimiser step on the batch peeked at, group j's mean loss weighted by w_j -> None."""
     w: np.ndarray
     on: str
+
+    @property
+    def p(self):
+        """The weights, where a mixture is looked for."""
+        return self.w
+
 
 class Row(NamedTuple):
     """One answered request."""
     request: object
-    reply: object               # what the method receives: L for Train, signals for Peek, None for Update
-    share: np.ndarray           # (m,) the mixture realised in whole windows (where none were, the one asked for); fits use it
-    windows: np.ndarray         # (m,) training windows this request consumed, per group
+    reply: object               # what the method receives: L for Train, signals for Peek, or None
+    share: np.ndarray           # (m,) the mixture as realised in whole windows; fits use it
+    windows: np.ndarray         # (m,) training windows that this request consumed, per group
     lr: float = 0.0             # learning rate of the step to come
     seconds: float = 0.0
+
 
 class History:
     """Everything measured so far, shared by all methods: one Row per request, in order.
 
-    groups: the m names; sizes: (m,) training tokens there are; batch: windows per step; seed: of the method's own
-    choices (probe order), drawn from `rng` so that a method replayed makes the same ones; runs: finished runs to fit
-    laws to, mixtures (R, m) and losses (R, n), instead of a sweep.
+    groups: the m names.  sizes: (m,) training tokens of each.  batch: windows per step.
+    seed: of the method's own choices (probe order), drawn from `rng`, so that a method replayed
+    makes the same ones.  runs: finished runs to fit laws to instead of a sweep, mixtures (R, m) and
+    losses (R, n).  warmup: share of the run's steps in which the learning rate rises.
     """
 
-    def __init__(self, groups, sizes, batch, seed=0, runs=None):
-        self.groups, self.sizes, self.batch, self.seed = list(groups), np.asarray(sizes, float), batch, seed
-        self.m, self.runs, self.rows, self.rng = len(self.groups), runs, [], np.random.default_rng(seed)
+    def __init__(self, groups, sizes, batch, seed=0, runs=None, warmup=.1):
+        self.groups = list(groups)
+        self.sizes = np.asarray(sizes, float)
+        self.batch = batch
+        self.seed = seed
+        self.runs = runs
+        self.warmup = warmup
+        self.m = len(self.groups)
         self.uniform = np.full(self.m, 1 / self.m)
+        self.rng = np.random.default_rng(seed)
+        self.rows = []
 
     def add(self, request, loss=None, signals=None, windows=None, **measured):
-        """Record the answer to a request. Without `windows` the asked mixture counts as exactly realised."""
-        p = np.asarray(request[0], float)
-        if windows is None:
-            steps = getattr(request, "steps", isinstance(request, Peek))      # an Update's batch was drawn by its Peek
-            windows = steps * self.batch * p
+        """Record an answer. Without `windows` the mixture counts as realised exactly."""
+        p = np.asarray(request.p, float)
+        if windows is None:                                             # an Update draws no batch
+            batches = request.steps if isinstance(request, Train) else isinstance(request, Peek)
+            windows = batches * self.batch * p
         windows = np.asarray(windows)
         share = windows / windows.sum() if windows.sum() else p
-        self.rows.append(Row(request, signals if loss is None else np.asarray(loss, float), share, windows, **measured))
+
+        reply = signals if loss is None else np.asarray(loss, float)
+        self.rows.append(Row(request, reply, share, windows, **measured))
 
     @property
     def last(self):
+        """The newest row."""
         return self.rows[-1]
 
     @property
     def reply(self):
+        """What the method receives next."""
         return self.last.reply
 
     def trained(self, on="main"):
@@ -113,15 +142,18 @@ class History:
         return np.array([row.reply for row in self.trained(on)])
 
     def windows(self, on="main"):
-        """(t, m) training windows seen by a run up to each of its measurements, per group."""
+        """(t, m) training windows that a run had read by each of its validations, per group."""
         return np.cumsum([row.windows for row in self.trained(on)], axis=0)
 
-# --- Shared mathematics.
+
+# --- The update that all online methods share, and small tools.
+
 
 def egd(p, s, eta):
     """The exponentiated-gradient step, LMO's online solver: q_j = p_j exp(eta s_j) / Z.
 
-    It is the q that maximises <s, q> - KL(q || p) / eta. p, s: (m,) -> (m,). A group at p_j = 0 stays there.
+    It is the q that maximises <s, q> - KL(q || p) / eta. p, s: (m,) -> (m,). A group at p_j = 0
+    stays there.
 
     >>> egd([.5, .5], [1., 0.], eta=.2).round(4)
     array([0.5498, 0.4502])
@@ -131,265 +163,58 @@ def egd(p, s, eta):
     q = np.exp(z - z.max())
     return q / q.sum()
 
+
+def lmo_step(p, A, eta):
+    """The framework's update: a step of size eta on the column sums of A, (n, m) -> p (m,).
+
+    Every online method below is a choice of A; the rest is this line.
+
+    >>> lmo_step([.5, .5], np.array([[.7, .1], [.3, -.1]]), eta=.2).round(4)
+    array([0.5498, 0.4502])
+    """
+    return egd(p, A.sum(0), eta)
+
+
 def split(steps, rounds):
     """`steps` in `rounds` whole parts that add up to it exactly: split(10, 3) -> [3, 3, 4].
 
-    Raises ValueError if there are more rounds than steps."""
+    Raises ValueError if there are more rounds than steps.
+    """
     if not 1 <= rounds <= max(steps, 1):
-        raise ValueError(f"{steps} steps cannot be cut into {rounds} rounds; raise --steps or lower --rounds")
+        raise ValueError(f"{steps} steps cannot be cut into {rounds} rounds; "
+                         "raise --steps or lower --rounds")
     return np.diff(np.arange(rounds + 1) * steps // rounds).tolist()
 
-def normalise(A):
-    """Aioli's scale-free A: lift so that no entry is negative, divide by the sum; all 0 then -> zeros ("no update").
-
-    The lift keeps the order of the column sums but not their ratios; the division makes them sum to 1, so that one
-    step moves log-odds by at most eta. (The release divides 0 by 0 in the degenerate case.)
-    """
-    A = A - min(A.min(), 0)
-    return A / A.sum() if A.sum() > 0 else np.zeros_like(A)
-
-def fit_linear_dynamic(mixtures, drops):
-    """The linear law L^{t+1} = L^t - A p by least squares: mixtures (R, m), loss drops (R, n) -> A (n, m).
-
-    No intercept: as shares sum to 1, a constant is the same number added to every entry of a row of A. With R = m
-    mixtures this is the paper's solve. Raises ValueError when the mixtures do not tell the groups apart.
-    """
-    P = np.asarray(mixtures, float)
-    if np.linalg.matrix_rank(P) < P.shape[1]:
-        raise ValueError(f"{len(P)} mixtures do not determine A for {P.shape[1]} groups; add different ones")
-    return np.linalg.lstsq(P, np.asarray(drops, float), rcond=None)[0].T
 
 def weigh(L, objective):
-    """What is averaged over groups: the losses L themselves, or their perplexities exp(L). Raises ValueError."""
+    """What is averaged over groups: the losses L, or their perplexities exp(L). ValueError."""
     if objective not in ("loss", "perplexity"):
-        raise ValueError(f"objective {objective!r} is neither loss nor perplexity")
+        raise ValueError(f"--objective {objective!r} is neither loss nor perplexity")
     return np.exp(L) if objective == "perplexity" else L
 
-def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, steps=2000):
-    """min over the simplex of sum_i w_i L_i(p), or of sum_i w_i exp(L_i(p)) for objective="perplexity" -> p (m,).
 
-    EGD with the law's own gradient, the step doubled while it helps and halved when it does not. For a convex law
-    the start does not matter; for laws that are not, `starts` > 1 adds some near the first starts - 1 corners. floor:
-    least share.
-    """
-    m = law[-1].shape[-1]
-    if floor * m >= 1:
-        raise ValueError(f"a floor of {floor} leaves {m} groups nothing to choose; lower it below 1/{m}")
-    w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
+LIMITS = {                      # least and largest value of a setting, whichever method has it
+    "alpha": (-100, 100), "points": (1, np.inf), "rounds": (1, np.inf), "window": (1, np.inf),
+    "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
+    "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, np.inf), "wait": (0, 1),
+    "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
+}
 
-    def value(p):
-        return w @ weigh(law(p), objective)
 
-    def descend(p):
-        eta, f = 1.0, value(p)
-        for _ in range(steps):
-            slope = (w * np.exp(law(p)) if objective == "perplexity" else w) @ law.gradient(p)     # (m,)
-            while eta > 1e-14:
-                q = floor + (1 - m * floor) * egd((p - floor) / (1 - m * floor), -slope, eta)
-                if (g := value(q)) < f:
-                    break
-                eta /= 2
-            else:                                        # no step, however small, goes down: this is the bottom
-                return f, p
-            p, f, eta = q, g, eta * 2
-        return f, p
+def check(**settings):
+    """Raise ValueError for a setting outside its LIMITS. Methods call it before anything trains."""
+    for name, value in settings.items():
+        if name not in LIMITS:
+            continue
+        least, most = LIMITS[name]
+        if not (np.isfinite(value) and least <= value <= most):
+            allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
+            raise ValueError(f"--{name} {value} is out of range; it must be {allowed}")
 
-    corners = [floor + (1 - m * floor) * (.9 * only + .1 / m) for only in np.eye(m)[:starts - 1]]
-    return min((descend(p) for p in [np.full(m, 1 / m), *corners]), key=lambda found: found[0])[1]
 
-# --- Static laws (T = 1): final losses of whole runs as a function of their mixture. Fitted on arrays alone, mixtures
-# --- (R, m) and final losses (R, n); called on any (..., m) array of mixtures.
+# --- The methods, in the order of a lecture; first, those that measure nothing. Keyword arguments
+# --- are settings; train.py makes command-line flags of them.
 
-class LogLinear(NamedTuple):
-    """L_i(p) = c_i + exp(sum_j t_ij p_j): LMO with sigma = exp, b = 1, A = -t (Ye et al., arXiv 2403.16952).
-
-    Their factor k_i is exp of a constant, and a constant is the same number added to a whole row of t (the p_j sum
-    to 1), so it lives in t: one gauge, and k > 0 by construction, which makes every L_i convex in p.
-    """
-    c: np.ndarray               # (n,) irreducible loss, >= 0
-    t: np.ndarray               # (n, m)
-
-    def __call__(self, P):
-        return self.c + np.e ** (P @ self.t.T)                                # (..., n)
-
-    def gradient(self, p):
-        return self.t * (self(p) - self.c)[:, None]                           # (n, m); minus this is the local A
-
-class Power(NamedTuple):
-    """L_i(p) = c_i + 1 / (eps_i + sum_j a_ij p_j^g_ij), all positive (Shukor et al., arXiv 2507.09404).
-
-    Diminishing returns per group, and finite at p_j = 0. Convex in p where all g <= 1.
-    """
-    c: np.ndarray               # (n,)
-    eps: np.ndarray             # (n,)
-    a: np.ndarray               # (n, m)
-    g: np.ndarray               # (n, m)
-
-    def __call__(self, P):
-        return self.c + 1 / (self.eps + (self.a * P[..., None, :] ** self.g).sum(-1))     # (..., n)
-
-    def gradient(self, p):
-        p = np.maximum(p, 1e-12)                                              # g < 1: infinitely steep at 0
-        return -self.a * self.g * p ** (self.g - 1) * ((self(p) - self.c) ** 2)[:, None]  # (n, m)
-
-def fit(build, starts, mixtures, losses, delta=.02, iterations=1000):
-    """The law build(x), x (n, d), with the least Huber error: torch's L-BFGS in float64, the best start per loss.
-
-    delta, nats: errors beyond it count linearly, so that one run that went wrong does not bend the law.
-    """
-    import torch
-    P, L = torch.tensor(mixtures, dtype=torch.float64), torch.tensor(losses, dtype=torch.float64)
-    best, best_error = np.array(starts[0]), np.full(L.shape[1], np.inf)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)                                                  # arrays this small only lose by sharing
-    for start in starts:
-        x = torch.tensor(start, dtype=torch.float64, requires_grad=True)      # (n, d)
-        solver = torch.optim.LBFGS([x], max_iter=iterations, history_size=30, tolerance_grad=1e-10,
-                                   tolerance_change=1e-14, line_search_fn="strong_wolfe")
-
-        def errors():
-            return torch.nn.functional.huber_loss(build(x)(P), L, delta=delta, reduction="none").sum(0)     # (n,)
-
-        def closure():
-            solver.zero_grad()
-            total = errors().sum()
-            total.backward()
-            return total
-
-        solver.step(closure)
-        found, error = x.detach().numpy(), errors().detach().numpy()
-        better = error < best_error
-        best[better], best_error[better] = found[better], error[better]
-    torch.set_num_threads(threads)
-    return build(best)
-
-def check_runs(mixtures, losses, need):
-    """Finished runs as arrays, mixtures (R, m) scaled to sum 1 and losses (R, n). Raises ValueError."""
-    P, L = np.array(mixtures, float), np.array(losses, float)
-    if P.ndim != 2 or L.ndim != 2 or not need <= len(P) == len(L):
-        raise ValueError(f"mixtures {P.shape} and losses {L.shape}: this law needs (runs, groups), at least {need} runs")
-    if not (np.isfinite(P).all() and np.isfinite(L).all() and (P >= 0).all() and (P.sum(1) > 0).all() and (L > 0).all()):
-        raise ValueError("mixtures must be finite, >= 0 and not all 0, and losses finite and > 0")
-    return P / P.sum(1, keepdims=True), L
-
-def fit_log_linear(mixtures, losses, delta=.02):
-    """Fit LogLinear to R finished runs: mixtures (R, m), losses (R, n), R >= m + 1. Deterministic.
-
-    For a fixed c the law is linear, log(L - c) = t . p, so the starts are least squares at 30 values of c, and
-    L-BFGS polishes three of the best nine. On data made by the law its predictions are recovered.
-    """
-    P, L = check_runs(mixtures, losses, np.shape(mixtures)[1] + 1)
-    n, starts, errors = L.shape[1], [], []
-    for share in 1 - np.geomspace(1e-3, 1, 30):                               # c as a share of the lowest loss
-        c = share * L.min(0)
-        t = np.linalg.lstsq(P, np.log(L - c), rcond=None)[0].T                # (n, m)
-        starts.append(np.column_stack((np.log(np.maximum(c, 1e-6)), t)))
-        errors.append(((LogLinear(c, t)(P) - L) ** 2).sum(0))
-    order = np.argsort(errors, axis=0)                                        # (30, n), best first
-    starts = [np.array([starts[order[rank, i]][i] for i in range(n)]) for rank in (0, 3, 8)]
-    return fit(lambda x: LogLinear(np.e ** x[:, 0], x[:, 1:]), starts, P, L, delta)
-
-def fit_power_law(mixtures, losses, delta=.02):
-    """Fit Power to R finished runs: mixtures (R, m), losses (R, n). Deterministic, two starts.
-
-    All parameters are fitted as logarithms, which keeps them positive.
-    """
-    P, L = check_runs(mixtures, losses, 3)
-    n, m = L.shape[1], P.shape[1]
-    starts = []
-    for c, g in ((.5, .7), (.7, .5)):                                         # c as a share of the lowest loss
-        c = c * L.min(0)
-        x = np.log([c, .9 / (L.max(0) - c)]).T                                # (n, 2): c, eps
-        a = np.tile(np.log(.5 / (L.mean(0) - c))[:, None], (1, m))
-        starts.append(np.hstack((x, a, np.full((n, m), np.log(g)))))
-
-    def build(x):
-        x = np.e ** x
-        return Power(x[:, 0], x[:, 1], x[:, 2:2 + m], x[:, 2 + m:])
-    return fit(build, starts, P, L, delta)
-
-class Forecast(NamedTuple):
-    """Losses at the end of a run that goes on at mixture p, from what the run has shown so far (our own law, README):
-
-        L_i(p) = c_i + b_i / sqrt(E_i(p)),     E_i(p) = (1 - o_i) (n_i + (1 - d) p_i) + o_i p_i,     d = sum of n
-
-    n_i is what the run has seen of group i, and d of all, as a share of the whole run. A law of tokens alone forgets that
-    models forget: a part o_i of what is known lasts only while the group keeps its share, as if all of the run had had
-    the present mixture. b >= 0 and 0 <= o <= 1, so every L_i is convex in p.
-    """
-    c: np.ndarray               # (m,) irreducible loss, >= 0
-    b: np.ndarray               # (m,)
-    o: np.ndarray               # (m,)
-    n: np.ndarray               # (m,)
-
-    def seen(self, p):
-        return (1 - self.o) * (self.n + (1 - self.n.sum()) * p) + self.o * p  # E (..., m)
-
-    def __call__(self, P):
-        return self.c + self.b * self.seen(P) ** -.5                          # (..., m)
-
-    def gradient(self, p):
-        per_share = (1 - self.o) * (1 - self.n.sum()) + self.o
-        return np.diag(-.5 * self.b * self.seen(p) ** -1.5 * per_share)       # (m, m)
-
-def fit_forecast(n, share, losses):
-    """Fit Forecast to one run: n (t, m) seen up to each validation, as shares of the run, share (t, m) the mixture just
-    before it, losses (t, m), nats per token. Deterministic; raises ValueError for fewer than three validations.
-
-    For a given o the law is linear in c and b >= 0, so eleven values of o are tried, per group. While the mixture does
-    not change, o cannot be told: a prior, ((o - .3) / .3)^2, is added to the squared errors in units of their noise. The
-    noise, one number for all groups, comes from the median of squared second differences of the losses, which the few
-    that a change of mixture makes do not move; it is at least .01 nats.
-    """
-    n, share, L = (np.asarray(a, float) for a in (n, share, losses))          # (t, m) each
-    if len(L) < 3:
-        raise ValueError(f"a forecast needs three validations or more, not {len(L)}; raise --rounds or --wait")
-    o = np.linspace(0, 1, 11)[:, None, None]                                  # (11, 1, 1)
-    E = (1 - o) * n + o * n.sum(1, keepdims=True) * share                     # (11, t, m)
-    F = np.maximum(E, 1e-4) ** -.5
-    f, y = F - F.mean(1, keepdims=True), L - L.mean(0)
-    b = np.maximum((f * y).sum(1) / np.maximum((f * f).sum(1), 1e-12), 0)     # (11, m)
-    c = L.mean(0) - b * F.mean(1)
-    b = np.where(c < 0, (F * L).sum(1) / (F * F).sum(1), b)                   # no negative floor: through the origin
-    c = np.maximum(c, 0)
-    noise = max(np.median(np.diff(L, n=2, axis=0) ** 2) / 6, 1e-4)            # nats^2; 6 = 1 + 4 + 1
-    error = ((c[:, None] + b[:, None] * F - L) ** 2).sum(1) / noise + ((o[:, 0] - .3) / .3) ** 2          # (11, m)
-    best, i = error.argmin(0), np.arange(L.shape[1])
-    return Forecast(c[best, i], b[best, i], o[best, 0, 0], n[-1])
-
-def ranks(x):
-    """Ranks of x (R,), ties averaged."""
-    _, where, count = np.unique(x, return_inverse=True, return_counts=True)
-    return (count.cumsum() - (count - 1) / 2)[where]
-
-def quality(law, mixtures, losses):
-    """How well a law predicts runs: R^2, mean squared error, Spearman's rank correlation, each (n,) per loss."""
-    P, L = check_runs(mixtures, losses, 2)
-    error, spread = ((law(P) - L) ** 2).mean(0), L.var(0)
-    rho = [np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in zip(law(P).T, L.T)]
-    return 1 - error / spread, error, np.array(rho)
-
-# --- Fidelity: is a method's A the right one? (The paper's section 5.)
-
-def standard_errors(mixtures, drops, A):
-    """Of fit_linear_dynamic's A, from its residuals: mixtures (R, m), drops (R, n), A (n, m) -> (n, m), R > m."""
-    P, error = np.asarray(mixtures, float), np.asarray(drops, float) - mixtures @ A.T             # (R, m), (R, n)
-    variance = (error ** 2).sum(0) / (len(P) - P.shape[1])                                        # (n,)
-    return np.sqrt(np.outer(variance, np.diag(np.linalg.inv(P.T @ P))))
-
-def similarity(A, B, centred=False):
-    """The paper's sim: (cosine + Spearman) / 2 of two matrices' column sums, in [-1, 1]; Spearman is 0 where one of them
-    is constant, and so is the centred cosine.
-
-    A number added to a whole row moves all column sums alike and no egd step, but it moves the cosine: matrices that
-    disagree in every step can be alike. centred=True takes each side's mean off first, and only differences count.
-    """
-    a, b = (np.sum(X, axis=0) for X in (A, B))                                # (m,) each
-    order = [ranks(x) - ranks(x).mean() for x in (a, b)]
-    a, b = (x - x.mean() for x in (a, b)) if centred else (a, b)
-    return sum(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-300) for x, y in ((a, b), order)) / 2
-
-# --- The methods, in the order of a lecture. Keyword arguments are settings; train.py makes command-line flags of them.
 
 def stratified(h, steps):
     """Equal shares: the baseline. A^t = 0. Extra cost: none.
@@ -397,6 +222,7 @@ def stratified(h, steps):
     Any method here whose column sums are equal, or whose eta is 0, is this one.
     """
     yield Train(h.uniform, steps)
+
 
 def fixed(h, steps, mixture=""):
     """A mixture of your own, for the whole run. A^t = 0. Extra cost: none.
@@ -408,11 +234,13 @@ def fixed(h, steps, mixture=""):
     except ValueError:
         p = np.zeros(0)
     if len(p) != h.m or not (np.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
-        raise ValueError(f"--mixture {mixture!r} is not {h.m} shares joined by +, one for each of {', '.join(h.groups)}")
+        raise ValueError(f"--mixture {mixture!r} is not {h.m} shares joined by +, "
+                         f"one for each of {', '.join(h.groups)}")
     yield Train(p / p.sum(), steps)
 
+
 def natural(h, steps, alpha=1.0):
-    """Token shares, p_j = n_j^alpha / Z: alpha = 1 repeats all groups equally often, 0 is stratified.
+    """Token shares, p_j = n_j^alpha / Z: alpha = 1 repeats all groups equally often, 0 is uniform.
 
     In LMO: A^t = 0 and the prior is not uniform; egd(uniform, log n, alpha). Extra cost: none.
     alpha: temperature form, 1 / T (multilingual models use .3 to .7).
@@ -420,329 +248,842 @@ def natural(h, steps, alpha=1.0):
     >>> egd([.5, .5], np.log([9., 1.]), eta=.5)
     array([0.75, 0.25])
     """
+    check(alpha=alpha)
     yield Train(egd(h.uniform, np.log(h.sizes), alpha), steps)
 
-def cover(m, runs, rng):
-    """`runs` mixtures spread over the simplex, (runs, m): evenly spaced for m = 2, else Dirichlet(1.5) draws, one of the
-    closest two dropped until `runs` are left (as the paper's sweeps)."""
-    if m == 2:
-        first = np.arange(1, runs + 1) / (runs + 1)
-        return np.column_stack((first, 1 - first))
-    P = rng.dirichlet(np.full(m, 1.5), 8 * runs)
-    while len(P) > runs:
-        gap = np.linalg.norm(P[:, None] - P, axis=2) + np.eye(len(P)) * 9
-        P = np.delete(P, gap.argmin() // len(P), axis=0)
-    return P
 
-def sweep(h, steps, runs, objective):
-    """Full-length scratch runs on a cover of the simplex -> mixtures (runs, m), final losses (runs, m).
+# --- Online methods that take A from extra runs: Skill-It, DoReMi, DoGE.
 
-    The mixtures do not depend on the seed, so grid, dml and power, and all their seeds, see the same ones."""
-    weigh(0, objective)                                                       # complain now, not after the runs
-    if h.runs is not None:
-        return h.runs
-    P = cover(h.m, runs, np.random.default_rng(0))
-    L = []
-    for r, p in enumerate(P):
-        L.append((yield Train(p, steps, on=f"sweep-{r}")))
-    return P, np.array(L)
-
-def grid(h, steps, points=9, objective="loss"):
-    """Grid search: train on a cover of the simplex, keep the best. Its law is a table, its solver a look-up.
-
-    Extra cost: `points` full runs. Paper: 9 points (.1 to .9) for m = 2, 9 or 10 draws otherwise.
-    points: number of scratch runs.  objective: average loss, or average perplexity.
-    """
-    P, L = yield from sweep(h, steps, points, objective)
-    yield Train(P[weigh(L, objective).mean(1).argmin()], steps)
-
-def dml(h, steps, points=9, objective="loss"):
-    """Data Mixing Laws (arXiv 2403.16952): L_i(p) = c_i + exp(t_i . p) fitted to a sweep, then minimised.
-
-    A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
-    Extra cost: `points` full runs, or m + 1 if that is more, as the law needs them; the paper of Aioli uses 10.
-    Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is enforced here and the problem is
-    convex. Example: with t = [[-1, 0], [0, -1]] and c = 0 the best mixture is (.5, .5).
-    points: number of scratch runs.  objective: average loss, or average perplexity.
-    """
-    P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
-    law = fit_log_linear(P, L)
-    yield Train(solve_static(law, objective=objective), steps, A=-law.t)
-
-def power(h, steps, points=9, objective="loss"):
-    """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better (README, "Laws").
-
-    A = minus the law's gradient at the optimum. No group gets less than the least share that any run gave one (or half
-    of 1/m, if that is less): a power law is not to be trusted in a corner that it has not seen. Extra cost: as dml.
-    points: number of scratch runs.  objective: average loss, or average perplexity.
-    """
-    P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
-    law = fit_power_law(P, L)
-    p = solve_static(law, objective=objective, starts=1 + h.m, floor=min(P.min(), .5 / h.m))
-    yield Train(p, steps, A=-law.gradient(p))
 
 def skill_graph(h, steps):
-    """G[i, j]: relative fall of loss i after training on group j alone, from m scratch runs -> (m, m)."""
-    before, G = (yield Train(h.uniform, 0)), np.zeros((h.m, h.m))
+    """G[i, j]: relative fall of loss i after training on group j alone, from m scratch runs."""
+    before = yield Train(h.uniform, 0)
+    G = np.zeros((h.m, h.m))
     for j, only_j in enumerate(np.eye(h.m)):
         after = yield Train(only_j, steps, on=f"only-{h.groups[j]}")
         G[:, j] = (before - after) / before
     return G
 
+
 def skillit(h, steps, rounds=10, eta=.2, window=3):
     """Skill-It (arXiv 2307.14430): A^t[i, j] = L_i^t G[i, j], G measured once, before the run.
 
-    p^{t+1} = egd(uniform, column sums of A^t + ... + A^{t-window+1}, eta), and p^1 = egd(uniform, column sums of G).
-    Only a window over all rounds accumulates; in LMO the windowed form is A^t - A^{t-window} from the last p.
-    Extra cost: m full runs. Paper: eta .2, window 3, a round every 500 of 5,000 steps. The window sums losses, as
-    the release, and counts rounds; the release counts evaluations.
+    p^{t+1} = lmo_step(uniform, A^t + ... + A^{t-window+1}, eta), and p^1 = lmo_step(uniform, G,
+    eta). Only a window over all rounds accumulates; in LMO the windowed form is a step from the
+    last p with A^t - A^{t-window}. Extra cost: m full runs. Paper: eta .2, window 3, a round every
+    500 of 5,000 steps. The window sums losses, as the release, and counts rounds; the release
+    counts evaluations, and evaluates after the first step of a round where we do after its last:
+    ours are one round fresher, which moves a share by up to .14.
     rounds: updates of the mixture.  eta: step size.  window: rounds of losses summed.
 
-    >>> egd([.5, .5], (np.eye(2) * [[2.], [1.]]).sum(0), eta=.2).round(2)      # G = I, L = (2, 1)
+    >>> G, L = np.eye(2), np.array([2., 1.])
+    >>> lmo_step([.5, .5], G * L[:, None], eta=.2).round(2)
     array([0.55, 0.45])
     """
-    G = yield from skill_graph(h, steps)
-    A, seen = G, []
+    check(rounds=rounds, eta=eta, window=window)
+    split(steps, rounds)
+    G = yield from skill_graph(h, steps)                                # (m, m)
+    A, losses = G, []
     for n in split(steps, rounds):
-        p = egd(h.uniform, A.sum(0), eta)
-        seen.append((yield Train(p, n, A=A)))
-        A = G * np.sum(seen[-window:], axis=0)[:, None]                       # (m, m)
+        p = lmo_step(h.uniform, A, eta)
+        L = yield Train(p, n, A=A)
+        losses.append(L)
+        A = G * np.sum(losses[-window:], axis=0)[:, None]               # (m, m)
+
 
 def doremi(h, steps, eta=1.0, smoothing=1e-3):
-    """DoReMi (arXiv 2305.10429): A^t = diag(excess loss of a proxy over a reference run), Group DRO.
+    """DoReMi (arXiv 2305.10429): A^t = diag(excess loss of a proxy over a reference).
 
-    Excess is clipped at 0 token by token, then averaged over the group's tokens. Each proxy step: w <- egd(w, excess,
-    eta), w <- (1 - smoothing) w + smoothing / m, a step on sum_j w_j L_j with the new w. The main run samples the
-    average of w over all steps. Extra cost: 2 full runs and one more forward pass per proxy step.
-    Paper: eta 1, smoothing 1e-3; Aioli's scripts use eta .01 and clip per group. LMO drops smoothing and averaging.
+    Excess is clipped at 0 token by token, then averaged over the group's tokens. Each proxy step:
+    w <- lmo_step(w, A, eta), w <- (1 - smoothing) w + smoothing / m, then a step on sum_j w_j L_j
+    with the new w. The main run samples the average of w over all steps. LMO drops smoothing and
+    averaging. Extra cost: 2 full runs and one more forward pass per proxy step. Paper: eta 1,
+    smoothing 1e-3; Aioli's scripts use eta .01 and clip per group. The release differs: it scores
+    a group not met yet with log(vocabulary) (here 0), has the first, uniform w in its average too,
+    and weighs the loss by tokens, not by the mean of each group. At 1,000 steps the second is
+    worth 1/1,000 of w.
     eta: step size.  smoothing: share of the uniform mixture in w.
 
-    >>> w = egd([.5, .5], [.2, 0.], eta=1.)                                    # group 0 is behind its reference
+    >>> w = lmo_step([.5, .5], np.diag([.2, 0.]), eta=1.)             # group 0 is behind
     >>> (.999 * w + .001 / 2).round(4)
     array([0.5498, 0.4502])
     """
+    check(eta=eta, smoothing=smoothing)
     yield Train(h.uniform, steps, on="reference")
     w, excess, total = h.uniform, np.zeros(h.m), np.zeros(h.m)
     for _ in range(steps):
-        seen = (yield Peek(h.uniform, steps, on="proxy", against="reference"))["excess"]
-        excess = np.where(np.isnan(seen), excess, seen)                       # an absent group keeps its last score
-        A = np.diag(excess)                                                   # (m, m)
-        w = (1 - smoothing) * egd(w, A.sum(0), eta) + smoothing * h.uniform
+        signals = yield Peek(h.uniform, steps, on="proxy", against="reference")
+        absent = np.isnan(signals["excess"])
+        excess = np.where(absent, excess, signals["excess"])            # it keeps its last score
+        A = np.diag(excess)                                             # (m, m)
+        w = (1 - smoothing) * lmo_step(w, A, eta) + smoothing * h.uniform
         yield Update(w, on="proxy")
         total += w
     yield Train(total / steps, steps)
+
 
 def doge(h, steps, mu=.05, cap=5.0):
-    """DoGE (arXiv 2310.15393): A^t[i, j] = <gradient of loss i on held-out text, gradient of loss j>, on a proxy.
+    """DoGE (arXiv 2310.15393): A^t[i, j] = <gradient of held-out loss i, of loss j>.
 
-    Each proxy step, as released: group gradients and the mean target gradient clipped to norm 1, score_j = lr *
-    mean_i A[i, j] / (mean norm), cut to [0, cap * lr], w <- egd(w, score, 1 / mu), a step on sum_j w_j gradient_j.
-    The main run samples the average of w. LMO keeps egd on A and drops the cuts, the norm and the average.
-    Extra cost: 1 full run with twice the gradients; one backward per group over the group's own share of the batch.
-    Target text: validation windows (the release holds out training text). Paper: mu .05 (.01 in one config), cap 5.
+    Each step of a proxy run, as released: the group gradients and the mean target gradient are
+    clipped to norm 1; score_j = lr * mean_i A[i, j] / (mean norm), cut to [0, cap * lr];
+    w <- egd(w, score, 1 / mu). The main run samples the average of w. LMO keeps the step on A and
+    drops the cuts, the norm and the average. Extra cost: 1 full run with twice the gradients, a
+    backward pass per group over its own share of the batch.
+
+    Where the release differs. (1) Its proxy steps on sum_j w_j times the *clipped* gradients; ours
+    on sum_j w_j gradient_j, the gradient of the weighted loss, as in the paper. The two part while
+    gradients are longer than 1 (perplexity 28.08 there, 27.88 here; python+csv, one seed). (2) A
+    group that is not in the batch keeps its last gradient there; it counts as 0 here, as in
+    Aioli's port. (3) It holds out training text as target; ours is validation windows. (4) Its
+    settings come in pairs, mu .05 with clipping at norm 1 (here) and mu .01 with clipping at 5;
+    --mu .01 alone is neither.
     mu: inverse step size.  cap: upper cut of a score, in learning rates.
 
-    >>> egd([.5, .5], 3e-3 * np.array([.9, .1]), eta=1 / .05).round(3)          # lr .003, mean norm 1
+    >>> A = 3e-3 * np.array([[.9, .1]])                               # one loss: the mean; lr .003
+    >>> lmo_step([.5, .5], A, eta=1 / .05).round(3)
     array([0.512, 0.488])
     """
+    check(mu=mu, cap=cap)
     w, total = h.uniform, np.zeros(h.m)
     for _ in range(steps):
-        seen = yield Peek(h.uniform, steps, on="proxy")
-        norm, lr = np.nan_to_num(seen["norm"]), h.last.lr
-        cut = np.minimum(1, 1 / np.maximum(norm, 1e-12)) * min(1, 1 / max(seen["target_norm"], 1e-12))
-        A = np.nan_to_num(seen["A"]) * cut / h.m                              # (m, m), an absent group's column 0
-        s = lr * A.sum(0) / (np.minimum(norm, 1).mean() + 1e-6)
-        w = egd(w, np.clip(s, 0, cap * lr), 1 / mu)
+        signals = yield Peek(h.uniform, steps, on="proxy")
+        lr, norm = h.last.lr, np.nan_to_num(signals["norm"])
+        target_norm = signals["target_norm"]
+
+        clipped = np.minimum(1, 1 / np.maximum(norm, 1e-12)) * min(1, 1 / max(target_norm, 1e-12))
+        products = np.nan_to_num(signals["A"]) * clipped / h.m          # (m, m), absent columns 0
+        score = lr * products.sum(0) / (np.minimum(norm, 1).mean() + 1e-6)
+        A = np.clip(score, 0, cap * lr)[None]                           # (1, m), for the mean loss
+        w = lmo_step(w, A, 1 / mu)
         yield Update(w, on="proxy")
         total += w
     yield Train(total / steps, steps)
 
-def probe_counts(arms, m, f, windows):
-    """Whole windows for each probe mixture: about f of them on the probed group, the rest spread over the others.
 
-    arms: the groups that may be trained on -> (len(arms), m) integers, rows sum to `windows`. Raises ValueError for
-    f <= 1/len(arms) (the probe would not favour its group) or too few windows to tell them apart.
+# --- Aioli: A is measured inside the run.
+
+
+def normalise(A):
+    """Aioli's scale-free A: lift so that no entry is negative, then divide by the sum.
+
+    The lift keeps the order of the column sums but not their ratios. The division makes them sum to
+    1, so that one step moves log-odds by at most eta. All entries 0 then: zeros, "no update" (the
+    release divides 0 by 0).
     """
-    k, own = len(arms), round(f * windows)
-    if not 1 / k < f <= 1 or own <= -(-(windows - own) // (k - 1)):
-        raise ValueError(f"aioli: f = {f} with {k} groups and {windows} windows per probe does not favour the probed "
-                         f"group; choose 1/{k} < f <= 1, or raise --probe")
+    A = A - min(A.min(), 0)
+    return A / A.sum() if A.sum() > 0 else np.zeros_like(A)
+
+
+def fit_linear_dynamic(mixtures, drops):
+    """Fit L^{t+1} = L^t - A p by least squares: mixtures (R, m), drops (R, n) -> A (n, m).
+
+    No intercept: as shares sum to 1, a constant is the same number added to every entry of a row of
+    A. With R = m mixtures this is the paper's solve. Raises ValueError when the mixtures do not
+    tell the groups apart.
+    """
+    P = np.asarray(mixtures, float)
+    if np.linalg.matrix_rank(P) < P.shape[1]:
+        raise ValueError(f"{len(P)} mixtures do not determine A for {P.shape[1]} groups; "
+                         "add different ones")
+    solution, *_ = np.linalg.lstsq(P, np.asarray(drops, float), rcond=None)
+    return solution.T
+
+
+def probe_counts(arms, m, f, windows):
+    """Whole windows of each probe: about f of them on the probed group, the rest spread evenly.
+
+    arms: (k,) the groups that may be trained on -> (k, m) integers, rows sum to `windows`. Raises
+    ValueError for f <= 1/k (the probe would not favour its group) or too few windows for that.
+    """
+    k = len(arms)
+    probed = round(f * windows)
+    rest = windows - probed
+    largest_other = -(-rest // (k - 1))
+    if not 1 / k < f <= 1 or probed <= largest_other:
+        raise ValueError(f"aioli: f = {f} with {k} groups and {windows} windows per probe does not "
+                         f"favour the probed group; choose 1/{k} < f <= 1, or raise --probe")
     counts = np.zeros((k, m), int)
     for row, j in enumerate(arms):
-        others = np.roll([a for a in arms if a != j], -row)                   # who gets the odd window rotates
-        counts[row, others] = np.diff(np.arange(k) * (windows - own) // (k - 1))
-        counts[row, j] = own
+        others = np.roll([a for a in arms if a != j], -row)             # the odd window rotates
+        counts[row, others] = np.diff(np.arange(k) * rest // (k - 1))
+        counts[row, j] = probed
     return counts
 
-def learn_params(h, arms, f=.75, sweeps=2, probe=4, diagonal=False):
-    """LearnParams (the paper's Algorithm 2): measure A by training on skewed mixtures -> A (m, m), nats per probe.
 
-    For each probe: `probe` steps of the run itself on about f of group j, then the fall of every loss. A is the
-    least-squares solution over the mixtures as realised in whole windows; if the law is linear it is exact. Nothing
-    is rolled back, so measuring costs only validations. Order: a random permutation of the groups, then the same one
-    backwards, and so on (the paper draws each anew): a steady drift of A over the sweeps then cancels.
-    Columns of groups outside `arms` are 0. diagonal: as if no group affected another, A_jj = fall of L_j / own share.
+def learn_params(h, arms, f=.75, sweeps=2, probe=4, diagonal=False):
+    """LearnParams (the paper's Algorithm 2): measure A by training on skewed mixtures -> A (m, m).
+
+    For each probe: `probe` steps of the run itself with about f of group j, then the fall of every
+    loss, nats per probe. A is the least-squares solution over the mixtures as realised in whole
+    windows; if the law is linear it is exact. Nothing is rolled back, so measuring costs
+    validations only. Order: a random permutation of the groups, then the same one backwards, and
+    so on (the paper draws each anew), so that a steady drift of A over the sweeps cancels. Columns
+    of groups outside `arms` are 0. diagonal: as if no group affected another, A_jj = fall of L_j /
+    its own share.
     """
-    counts, shares, drops = probe_counts(arms, h.m, f, probe * h.batch), [], []
-    for again in range(sweeps):
-        order = order[::-1] if again % 2 else h.rng.permutation(len(arms))
+    counts = probe_counts(arms, h.m, f, probe * h.batch)                # (k, m)
+    shares, drops = [], []
+    order = None
+    for sweep_number in range(sweeps):
+        forwards = sweep_number % 2 == 0
+        order = h.rng.permutation(len(arms)) if forwards else order[::-1]
         for row in order:
             before = h.losses()[-1]
             after = yield Train(counts[row] / counts[row].sum(), probe, probe=True)
             shares.append(h.last.share[arms])
             drops.append(before - after)
+
     if diagonal:
-        shares = np.where(np.equal(shares, np.max(shares, axis=1, keepdims=True)), shares, 0)
+        probed = np.equal(shares, np.max(shares, axis=1, keepdims=True))
+        shares = np.where(probed, shares, 0)
     A = np.zeros((h.m, h.m))
     A[:, arms] = fit_linear_dynamic(shares, drops)
     return np.diag(np.diag(A)) if diagonal else A
 
-def adjust(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objective="loss", **probing):
-    """Aioli's outer loop (the paper's Algorithm 1): estimate A, one egd step, train the rest of the round.
 
-    start (m,): the first mixture (default: uniform); its groups at 0 are not trained on. rows: the losses that count
-    (default: all). Others: as aioli."""
+def aioli_rounds(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objective="loss",
+                 **probing):
+    """Aioli's outer loop (the paper's Algorithm 1): each round measure A, step, train the rest.
+
+    start (m,): the first mixture (default: uniform); its groups at 0 are not trained on. rows: the
+    losses that count (default: all). probing: settings of learn_params. Others: as aioli.
+    """
+    check(rounds=rounds, eta=eta, ema=ema, f=probing["f"], sweeps=probing["sweeps"],
+          probe=probing["probe"])
+    weigh(0.0, objective)
     p = h.uniform if start is None else start
-    arms, blend, score = np.flatnonzero(p), None, np.zeros(h.m)
-    rows = list(range(h.m)) if rows is None else rows
-    probe_counts(arms, h.m, probing["f"], probing["probe"] * h.batch)         # complain now, not after a validation
-    cost = probing["sweeps"] * probing["probe"] * len(arms)
-    if (shortest := min(split(steps, rounds))) < cost:
-        raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but probing takes sweeps "
-                         f"* probe * groups = {cost}; raise --steps or lower --rounds, --sweeps or --probe")
-    weigh(0, objective)                                                       # complains now, too
+    rows = np.arange(h.m) if rows is None else rows
+    arms = np.flatnonzero(p)
+    probe_steps = check_probes(h, arms, steps, rounds, **probing)
+
+    average = None
     yield Train(p, 0)
     for n in split(steps, rounds):
-        A = yield from learn_params(h, arms, **probing)                       # (m, m)
-        w = np.exp(h.losses()[-1]) if objective == "perplexity" else np.ones(h.m)
-        scaled = normalise((w[:, None] * A)[np.ix_(rows, arms)])              # entries sum to 1
-        if ema:                                  # the release: average A, and start from uniform every round
-            blend = scaled if blend is None else (1 - ema) * scaled + ema * blend
-            score[arms] = blend.sum(0)
-            p = egd(p > 0, score, eta)           # from uniform over the groups trained on
-        else:                                    # the paper: steps add up
-            score[arms] = scaled.sum(0)
-            p = egd(p, score, eta)
-        yield Train(p, n - cost, A=A)
+        A = yield from learn_params(h, arms, **probing)                 # (m, m)
+        L = h.losses()[-1]
+        weights = np.exp(L) if objective == "perplexity" else np.ones(h.m)
+        weighted = weights[:, None] * A
+        scaled = np.zeros((len(rows), h.m))
+        scaled[:, arms] = normalise(weighted[np.ix_(rows, arms)])       # entries sum to 1
 
-def aioli(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4, objective="loss", start=None):
-    """Aioli (arXiv 2411.05735): A^t measured inside the run by LearnParams, once a round, and a step on it.
+        if ema:                  # an option of the release: average A, from uniform every round
+            average = scaled if average is None else (1 - ema) * scaled + ema * average
+            p = lmo_step(p > 0, average, eta)
+        else:                    # the paper: steps add up
+            p = lmo_step(p, scaled, eta)
+        yield Train(p, n - probe_steps, A=A)
 
-    p^t = egd(p^{t-1}, column sums of normalise(A^t), eta), p^0 is uniform, and the rest of round t trains on p^t. Probe steps
-    are part of the budget; extra cost: sweeps * m + 1 validations a round, one before. Paper: 20 rounds, eta .2, .1 or 1,
-    f .625, .5 or .75 (m = 2, 3, 7), sweeps 4 or 2, probe 4, 6 or 10. With --ema the released variant, which cannot leave
-    [1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)] whatever it measures: for m = 2 and eta .2, [.45, .55].
-    rounds: T, updates of the mixture.  eta: step size.  ema: weight of the past in the released average of A (0: off).
+
+def check_probes(h, arms, steps, rounds, f, sweeps, probe, **_):
+    """Raise ValueError where probes do not fit into a round, or do not tell groups apart.
+
+    Returns the steps of a round that are probes.
+    """
+    probe_counts(arms, h.m, f, probe * h.batch)
+    probe_steps = sweeps * probe * len(arms)
+    shortest = min(split(steps, rounds))
+    if shortest < probe_steps:
+        raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but "
+                         f"probing takes sweeps * probe * groups = {probe_steps}; raise --steps or "
+                         "lower --rounds, --sweeps or --probe")
+    return probe_steps
+
+
+def aioli(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4, objective="loss",
+          start=None):
+    """Aioli (arXiv 2411.05735): A^t measured inside the run by LearnParams, once a round.
+
+    p^t = lmo_step(p^{t-1}, normalise(A^t), eta), p^0 is uniform, and the rest of round t trains on
+    p^t. Probe steps are part of the budget. Extra cost: sweeps * m + 1 validations a round.
+    Paper: 20 rounds (200 for m = 7), eta .2, .1 or 1, f .625, .5 or .75 (m = 2, 3, 7), sweeps 4 or
+    2, probe 4, 6 or 10. The release accumulates as here. Its option --ema (.1, .5, .1 in its
+    scripts) averages A and starts from uniform every round: for m = 2 and eta .2 no share can then
+    leave [.45, .55], in general [1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)].
+    rounds: T, updates of the mixture.  eta: step size.  ema: weight of the past (0: steps add up).
     f: share of the probed group.  sweeps: probes per group and round.  probe: steps per probe.
     objective: loss, or perplexity (row i of A times exp(L_i)).
 
-    >>> egd([.5, .5], normalise(np.array([[3., -1.], [0., 1.]])).sum(0), eta=.2).round(3)
+    >>> A = np.array([[3., -1.], [0., 1.]])
+    >>> lmo_step([.5, .5], normalise(A), eta=.2).round(3)
     array([0.521, 0.479])
     """
-    yield from adjust(h, steps, rounds, eta, ema, start, objective=objective, f=f, sweeps=sweeps, probe=probe)
+    yield from aioli_rounds(h, steps, rounds, eta, ema, start, objective=objective, f=f,
+                            sweeps=sweeps, probe=probe)
+
 
 def aioli_static(h, steps, eta=.2, f=.75, sweeps=2, probe=4):
-    """Ablation: A measured once, at the start, and never again; one-round Aioli. Settings as aioli."""
-    yield from adjust(h, steps, 1, eta, f=f, sweeps=sweeps, probe=probe)
+    """Ablation: A measured once, at the start; one-round Aioli. Settings as aioli."""
+    yield from aioli_rounds(h, steps, 1, eta, f=f, sweeps=sweeps, probe=probe)
+
 
 def aioli_diagonal(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4):
-    """Ablation: off-diagonal entries of A are not measured but taken as 0, as DoReMi does. Settings as aioli."""
-    yield from adjust(h, steps, rounds, eta, f=f, sweeps=sweeps, probe=probe, diagonal=True)
+    """Ablation: off-diagonal entries of A are 0, as in DoReMi. Settings as aioli."""
+    yield from aioli_rounds(h, steps, rounds, eta, f=f, sweeps=sweeps, probe=probe, diagonal=True)
+
 
 def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
-    """Aioli for a group that is not trained on: only row `target` of A counts, and p_target = 0 throughout.
+    """Aioli for a group that is not trained on: only row `target` of A counts, p_target = 0.
 
     Compare it with uniform over the others. Settings as aioli.
     target: name of the group to do well on (default: the last).
     """
-    if (target := target or h.groups[-1]) not in h.groups:
+    target = target or h.groups[-1]
+    if target not in h.groups:
         raise ValueError(f"no group {target!r} to aim at; there are {', '.join(h.groups)}")
     if h.m < 3:
-        raise ValueError("aioli_ood needs a group to aim at and at least two to train on; give three groups")
+        raise ValueError("aioli_ood needs a group to aim at and at least two to train on; "
+                         "give three groups")
     i = h.groups.index(target)
     start = (np.arange(h.m) != i) / (h.m - 1)
-    yield from adjust(h, steps, rounds, eta, start=start, rows=[i], f=f, sweeps=sweeps, probe=probe)
+    yield from aioli_rounds(h, steps, rounds, eta, start=start, rows=[i], f=f, sweeps=sweeps,
+                            probe=probe)
 
-WARM = .08 - 1e-9             # share of a run in which the rate is (nearly) still warming up: no forecast is fitted to it
 
-def forecast(h, total):
-    """The Forecast for a run of `total` windows, from what the main run has shown so far."""
-    seen = h.windows() / total                                                # (t, m)
-    ready = seen.sum(1) > WARM
-    return fit_forecast(seen[ready], np.array([row.share for row in h.trained()])[ready], h.losses()[ready])
+# --- Static laws (T = 1): final losses of whole runs as a function of their mixture. A law is
+# --- called on any (..., m) array of mixtures, and `gradient(p)` is minus its A at p.
+
+
+class LogLinear(NamedTuple):
+    """L_i(p) = c_i + exp(sum_j t_ij p_j): LMO with sigma = exp, b = 1, A = -t (arXiv 2403.16952).
+
+    The factor k_i of the paper is exp of a constant, and a constant is the same number added to a
+    whole row of t (shares sum to 1). So it lives in t: k > 0 by construction, L_i is convex in p.
+    """
+    c: np.ndarray               # (n,) irreducible loss, >= 0
+    t: np.ndarray               # (n, m)
+
+    @property
+    def m(self):
+        """Groups trained on."""
+        return self.t.shape[1]
+
+    def __call__(self, P):
+        return self.c + np.e ** (P @ self.t.T)                          # (..., n)
+
+    def gradient(self, p):
+        """dL_i/dp_j, (n, m); minus this is the local A."""
+        return self.t * (self(p) - self.c)[:, None]
+
+
+class Power(NamedTuple):
+    """L_i(p) = c_i + 1 / (eps_i + sum_j a_ij p_j^g_ij), all positive (arXiv 2507.09404).
+
+    Diminishing returns per group, and finite at p_j = 0. Convex in p where all g <= 1.
+    """
+    c: np.ndarray               # (n,)
+    eps: np.ndarray             # (n,)
+    a: np.ndarray               # (n, m)
+    g: np.ndarray               # (n, m)
+
+    @property
+    def m(self):
+        """Groups trained on."""
+        return self.a.shape[1]
+
+    def __call__(self, P):
+        learnt = (self.a * P[..., None, :] ** self.g).sum(-1)           # (..., n)
+        return self.c + 1 / (self.eps + learnt)
+
+    def gradient(self, p):
+        """dL_i/dp_j, (n, m)."""
+        p = np.maximum(p, 1e-12)                                    # g < 1: infinitely steep at 0
+        reducible = (self(p) - self.c)[:, None]                         # (n, 1)
+        return -self.a * self.g * p ** (self.g - 1) * reducible ** 2
+
+
+def check_floor(floor, m):
+    """Raise ValueError where least shares of `floor` leave m groups nothing to choose."""
+    check(floor=floor)
+    if floor * m >= 1:
+        raise ValueError(f"a floor of {floor} leaves {m} groups nothing to choose; "
+                         f"lower it below 1/{m}")
+
+
+def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0):
+    """min over mixtures of sum_i w_i L_i(p), or of sum_i w_i exp(L_i(p)) -> p (m,), all >= floor.
+
+    law: with `m`, law(p) (n,) and law.gradient(p) (n, m).  weights: (n,), default 1 each.
+    objective: loss or perplexity.  starts: for a convex law the start does not matter; for others,
+    `starts` > 1 adds some near the first starts - 1 corners and keeps the best. Raises ValueError.
+    """
+    check_floor(floor, law.m)
+    w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
+    room = 1 - law.m * floor                                            # p = floor + room * share
+
+    def total(L):
+        return w @ L if objective == "loss" else log_sum_exp(L, w)
+
+    def value(share):                                                # arcsinh: tame, same minimum
+        return np.arcsinh(total(law(floor + room * share)))
+
+    def slope(share):
+        p = floor + room * share
+        L = law(p)
+        pull = w if objective == "loss" else egd(w, L, 1.0)             # (n,)
+        return room * pull @ law.gradient(p) / np.hypot(1, total(L))    # (m,)
+
+    corners = [.9 * only + .1 / law.m for only in np.eye(law.m)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        first = np.full(law.m, 1 / law.m)
+        if not np.isfinite(value(first)):                               # too steep: begin lower
+            first = min(corners, key=value)
+        ends = [descend(value, slope, start) for start in (first, *corners[:starts - 1])]
+        return floor + room * min(ends, key=value)
+
+
+def log_sum_exp(L, w):
+    """log sum_i w_i exp(L_i): least where the sum is, and it does not overflow."""
+    return L.max() + np.log(w @ np.exp(L - L.max()))
+
+
+def descend(value, slope, p, iterations=1000):
+    """Newton's method with the metric of egd, from p to a minimum on the simplex -> p (m,).
+
+    No share reaches 0, so that each can come back. It ends when no group promises more than the
+    whole mixture: for a convex objective max_j -s_j bounds what any other could still gain.
+    """
+    for _ in range(iterations):
+        g = slope(p)                                                    # (m,)
+        s = g - g @ p
+        gap = -s.min()
+        if not gap > 1e-11:
+            break
+        root = np.sqrt(p)
+        curvature = root[:, None] * hessian(slope, p, g) * root         # (m, m)
+        eigenvalues, basis = np.linalg.eigh((curvature + curvature.T) / 2)
+        upward = (basis * np.abs(eigenvalues)) @ basis.T                # a saddle must not attract
+        damping = np.diag(np.abs(s) + gap)                        # no share moves by over 1 of it
+        downhill, level = np.linalg.solve(upward + damping, np.column_stack((-root * s, root))).T
+        change = downhill - level * (root @ downhill) / (root @ level)  # shares still sum to 1
+        lower = line_search(value, p, change / root)
+        if lower is p:
+            break
+        p = lower
+    return p
+
+
+def hessian(slope, p, g):
+    """Second derivatives by differences of the slope, (m, m); g: the slope at p."""
+    H = np.zeros((len(p), len(p)))
+    for j, step in enumerate(1e-6 * p):
+        beside = p.copy()
+        beside[j] += step
+        H[:, j] = (slope(beside) - g) / (beside[j] - p[j])
+    return H
+
+
+def line_search(value, p, change):
+    """p * (1 + size * change), size 1 halved until it goes down, or doubled while that is lower.
+
+    No share loses more than 99 per cent. Returns p itself if no size, however small, goes down.
+    """
+    def at(size):
+        q = p * np.maximum(1 + size * change, .01)
+        return np.maximum(q / q.sum(), 1e-200)
+
+    size, height = 1.0, value(p)
+    while not value(at(size)) <= height + 1e-15 * abs(height):
+        size /= 2
+        if size < 1e-12:
+            return p
+    while size < 1e6 and value(at(2 * size)) < value(at(size)):
+        size *= 2
+    return at(size)
+
+
+# --- Fitting a law to finished runs: arrays alone, mixtures (R, m) and final losses (R, n).
+
+
+def check_runs(mixtures, losses, need):
+    """Finished runs as arrays, mixtures (R, m) scaled to sum 1 and losses (R, n). ValueError."""
+    P, L = np.array(mixtures, float), np.array(losses, float)
+    if P.ndim != 2 or L.ndim != 2 or not need <= len(P) == len(L):
+        raise ValueError(f"mixtures {P.shape} and losses {L.shape}: this law needs (runs, groups), "
+                         f"at least {need} runs")
+    shares_are_good = np.isfinite(P).all() and (P >= 0).all() and (P.sum(1) > 0).all()
+    losses_are_good = np.isfinite(L).all() and (L > 0).all()
+    if not (shares_are_good and losses_are_good):
+        raise ValueError("mixtures must be finite, >= 0 and not all 0, and losses finite and > 0")
+    return P / P.sum(1, keepdims=True), L
+
+
+def fit(build, starts, mixtures, losses, delta=.02, iterations=1000):
+    """The law build(x), x (n, d), with the least Huber error, from the best of `starts` per loss.
+
+    torch's L-BFGS in float64. delta, nats: errors beyond it count linearly, so that one run that
+    went wrong does not bend the law.
+    """
+    import torch
+    P = torch.tensor(mixtures, dtype=torch.float64)
+    L = torch.tensor(losses, dtype=torch.float64)
+    best, best_error = np.array(starts[0]), np.full(L.shape[1], np.inf)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)                                        # small arrays lose by sharing
+
+    def errors(x):
+        predicted = build(x)(P)
+        return torch.nn.functional.huber_loss(predicted, L, delta=delta, reduction="none").sum(0)
+
+    for start in starts:
+        x = torch.tensor(start, dtype=torch.float64, requires_grad=True)         # (n, d)
+        solver = torch.optim.LBFGS([x], max_iter=iterations, history_size=30, tolerance_grad=1e-10,
+                                   tolerance_change=1e-14, line_search_fn="strong_wolfe")
+
+        def closure(x=x, solver=solver):
+            solver.zero_grad()
+            total = errors(x).sum()
+            total.backward()
+            return total
+
+        solver.step(closure)
+        found, error = x.detach().numpy(), errors(x).detach().numpy()
+        better = error < best_error
+        best[better], best_error[better] = found[better], error[better]
+    torch.set_num_threads(threads)
+    return build(best)
+
+
+def fit_log_linear(mixtures, losses, delta=.02):
+    """Fit LogLinear to R finished runs: mixtures (R, m), losses (R, n), R >= m + 1. Deterministic.
+
+    For a fixed c the law is linear, log(L - c) = t . p, so the starts are least squares at 30
+    values of c, and L-BFGS polishes three of the best nine. On data made by the law its
+    predictions are recovered.
+    """
+    P, L = check_runs(mixtures, losses, np.shape(mixtures)[1] + 1)
+    guesses, errors = [], []
+    for share in 1 - np.geomspace(1e-3, 1, 30):                         # c, of the lowest loss
+        c = share * L.min(0)
+        logarithms, *_ = np.linalg.lstsq(P, np.log(L - c), rcond=None)  # (m, n)
+        t = logarithms.T
+        guesses.append(np.column_stack((np.log(np.maximum(c, 1e-6)), t)))
+        errors.append(((LogLinear(c, t)(P) - L) ** 2).sum(0))
+
+    guesses = np.array(guesses)                                         # (30, n, 1 + m)
+    order, each_loss = np.argsort(errors, axis=0), np.arange(L.shape[1])         # best first
+    starts = [guesses[order[rank], each_loss] for rank in (0, 3, 8)]
+
+    def build(x):
+        return LogLinear(c=np.e ** x[:, 0], t=x[:, 1:])
+    return fit(build, starts, P, L, delta)
+
+
+def fit_power_law(mixtures, losses, delta=.02):
+    """Fit Power to R finished runs: mixtures (R, m), losses (R, n). Deterministic, two starts.
+
+    All parameters are fitted as logarithms, which keeps them positive.
+    """
+    P, L = check_runs(mixtures, losses, 3)
+    n, m = L.shape[1], P.shape[1]
+    starts = []
+    for c_share, g in ((.5, .7), (.7, .5)):                             # c, of the lowest loss
+        c = c_share * L.min(0)
+        eps = .9 / (L.max(0) - c)
+        a = .5 / (L.mean(0) - c)
+        columns = [np.log(c), np.log(eps), *np.tile(np.log(a), (m, 1)),
+                   *np.full((m, n), np.log(g))]
+        starts.append(np.column_stack(columns))                         # (n, 2 + 2 m)
+
+    def build(x):
+        x = np.e ** x
+        return Power(c=x[:, 0], eps=x[:, 1], a=x[:, 2:2 + m], g=x[:, 2 + m:])
+    return fit(build, starts, P, L, delta)
+
+
+# --- Static methods: a sweep of runs, then the best of them, or the minimum of a law.
+
+
+def cover(m, runs, rng):
+    """`runs` mixtures spread over the simplex, (runs, m), as the paper's sweeps.
+
+    Evenly spaced for m = 2; else Dirichlet(1.5) draws, one of the closest two dropped until `runs`
+    are left.
+    """
+    if m == 2:
+        first = np.arange(1, runs + 1) / (runs + 1)
+        return np.column_stack((first, 1 - first))
+    P = rng.dirichlet(np.full(m, 1.5), 8 * runs)
+    while len(P) > runs:
+        distance = np.linalg.norm(P[:, None] - P, axis=2) + 9 * np.eye(len(P))
+        P = np.delete(P, distance.argmin() // len(P), axis=0)
+    return P
+
+
+def sweep(h, steps, points, objective):
+    """Full scratch runs on a cover of the simplex -> mixtures, final losses, (points, m) each.
+
+    The mixtures do not depend on the seed, so grid, dml and power, and all their seeds, share them.
+    """
+    check(points=points)
+    weigh(0.0, objective)
+    if h.runs is not None:
+        return h.runs
+    P = cover(h.m, points, np.random.default_rng(0))
+    losses = []
+    for number, p in enumerate(P):
+        L = yield Train(p, steps, on=f"sweep-{number}")
+        losses.append(L)
+    return P, np.array(losses)
+
+
+def grid(h, steps, points=9, objective="loss"):
+    """Grid search: train on a cover of the simplex, keep the best. Its law is a table.
+
+    A^t: none; the solver looks it up. Extra cost: `points` full runs. Paper: 9 points (.1 to .9)
+    for m = 2, 9 or 10 draws otherwise.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
+    """
+    P, L = yield from sweep(h, steps, points, objective)
+    best = weigh(L, objective).mean(1).argmin()
+    yield Train(P[best], steps)
+
+
+def dml(h, steps, points=9, objective="loss"):
+    """Data Mixing Laws (arXiv 2403.16952): fit L_i(p) = c_i + exp(t_i . p) to a sweep, minimise.
+
+    A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
+    Extra cost: `points` full runs, or m + 1 if that is more, as the law needs them; the paper of
+    Aioli uses 10. Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is
+    enforced here and the problem is convex.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
+
+    >>> solve_static(LogLinear(c=np.zeros(2), t=-np.eye(2))).round(6)
+    array([0.5, 0.5])
+    """
+    check(points=points)
+    P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
+    law = fit_log_linear(P, L)
+    yield Train(solve_static(law, objective=objective), steps, A=-law.t)
+
+
+def power(h, steps, points=9, objective="loss"):
+    """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better.
+
+    A = minus the law's gradient at the optimum. No group gets less than the least share that any
+    run gave one (or half of 1/m, if that is less): a power law is not to be trusted in a corner
+    where no run has been. Extra cost: as dml.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
+    """
+    check(points=points)
+    P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
+    law = fit_power_law(P, L)
+    floor = min(P.min(), .5 / h.m)
+    p = solve_static(law, objective=objective, starts=1 + h.m, floor=floor)
+    yield Train(p, steps, A=-law.gradient(p))
+
+
+# --- horizon, ours: a law of the run's own losses.
+
+
+class Forecast(NamedTuple):
+    """Losses at the end of a run that goes on at mixture p, from what the run has shown so far:
+
+        L_i(p) = c_i + b_i / sqrt(E_i(p))
+        E_i(p) = (1 - o_i) (n_i + (1 - d) p_i) + o_i p_i,       d = sum of n
+
+    n_i is what the run has read of group i, and d of all, as a share of the whole run. A law of
+    tokens alone forgets that models forget: a part o_i of what is known lasts only while the group
+    keeps its share, as if all of the run had had the present mixture. b >= 0 and 0 <= o <= 1, so
+    every L_i is convex in p. Why this form: paper/README.md.
+    """
+    c: np.ndarray               # (m,) irreducible loss, >= 0
+    b: np.ndarray               # (m,)
+    o: np.ndarray               # (m,)
+    n: np.ndarray               # (m,)
+
+    @property
+    def m(self):
+        """Groups trained on."""
+        return len(self.n)
+
+    def effective(self, p):
+        """E, (..., m)."""
+        left = 1 - self.n.sum()
+        return (1 - self.o) * (self.n + left * p) + self.o * p
+
+    def __call__(self, P):
+        return self.c + self.b * self.effective(P) ** -.5               # (..., m)
+
+    def gradient(self, p):
+        """dL_i/dp_j, (m, m), diagonal."""
+        per_share = (1 - self.o) * (1 - self.n.sum()) + self.o
+        return np.diag(-.5 * self.b * self.effective(p) ** -1.5 * per_share)
+
+
+def fit_forecast(n, share, losses):
+    """Fit Forecast to one run. Deterministic; ValueError for fewer than three validations.
+
+    n: (t, m) what the run had read by each validation, as shares of the whole run.  share: (t, m)
+    the mixture just before it.  losses: (t, m), nats per token.
+
+    For a given o the law is linear in c and b >= 0, so eleven values of o are tried, per group.
+    While the mixture does not change, o cannot be told: a prior, ((o - .3) / .3)^2, is added to
+    the squared errors in units of their noise.
+    """
+    n, share, L = (np.asarray(array, float) for array in (n, share, losses))
+    if len(L) < 3:
+        raise ValueError(f"a forecast needs three validations or more, not {len(L)}; "
+                         "raise --rounds or --wait")
+    o = np.linspace(0, 1, 11)[:, None, None]                            # (11, 1, 1)
+    effective = (1 - o) * n + o * n.sum(1, keepdims=True) * share       # (11, t, m)
+    c, b, F = fit_line(np.maximum(effective, 1e-4) ** -.5, L)
+
+    squared_errors = ((c[:, None] + b[:, None] * F - L) ** 2).sum(1)    # (11, m)
+    misfit = squared_errors / validation_noise(L) + ((o[:, 0] - .3) / .3) ** 2
+    best, group = misfit.argmin(0), np.arange(L.shape[1])
+    return Forecast(c[best, group], b[best, group], o[best, 0, 0], n[-1])
+
+
+def fit_line(F, L):
+    """L = c + b F by least squares over validations, b and c >= 0: F (11, t, m), L (t, m).
+
+    Returns c, b (11, m) and F.
+    """
+    f, y = F - F.mean(1, keepdims=True), L - L.mean(0)
+    b = np.maximum((f * y).sum(1) / np.maximum((f * f).sum(1), 1e-12), 0)
+    c = L.mean(0) - b * F.mean(1)
+    through_origin = (F * L).sum(1) / (F * F).sum(1)                    # where c would be negative
+    b = np.where(c < 0, through_origin, b)
+    return np.maximum(c, 0), b, F
+
+
+def validation_noise(L):
+    """Variance of a validation loss, nats^2, one number for all groups, from L (t, m).
+
+    From the median of squared second differences, which the few that a change of mixture makes do
+    not move. At least .01 nats, squared.
+    """
+    second_differences = np.diff(L, n=2, axis=0)                     # variance 1 + 4 + 1 times it
+    return max(np.median(second_differences ** 2) / 6, 1e-4)
+
+
+def past_warmup(h, read):
+    """Which validations, after shares `read` of the run, a forecast may be fitted to.
+
+    Those from four fifths of the warm-up on: before, the rising rate decides the loss, not tokens.
+    """
+    return read > .8 * h.warmup - 1e-9
+
+
+def forecast_end(h, total_windows):
+    """The Forecast for a run of `total_windows`, from what the main run has shown so far."""
+    n = h.windows() / total_windows                                     # (t, m)
+    share = np.array([row.share for row in h.trained()])
+    ready = past_warmup(h, n.sum(1))
+    return fit_forecast(n[ready], share[ready], h.losses()[ready])
+
 
 def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objective="loss"):
-    """Ours, in the same frame: what the whole rest of the run does for each loss, forecast and minimised each round.
+    """Ours: what the whole rest of the run does for each loss, forecast and minimised each round.
 
-    Aioli's A is what the next few steps do, and much of that is recency: a group helps itself, and it is soon forgotten.
-    Here the law is a Forecast for the end of the run, fitted to its own validation losses; the solver is direct, over
-    the simplex, and a step moves no log share by more than `reach` before they are scaled to sum 1 (which also keeps one
-    bad forecast from mattering, and shows the law a mixture that it has not seen). A^t = minus the law's gradient at p. No
-    probes, no extra runs: extra cost rounds * last validations. Training is uniform at first and stays where it is at
-    the end, where the falling learning rate hides what tokens do.
-    rounds: validations in a run, were they to go on to its end.  wait: share of the run before the first forecast.
-    last: share of the run after which the mixture stays.  reach: largest change of a log share per round.
+    Aioli's A is what the next few steps do, and much of that is recency: a group helps itself, and
+    it is soon forgotten. Here the law is a Forecast for the end of the run, fitted to its own
+    validation losses. The solver is direct, and a step moves no log share by more than `reach`
+    before they are scaled to sum 1 (which also keeps one bad forecast from mattering, and shows
+    the law a mixture that it has not met). A^t = minus the law's gradient at p. No probes, no
+    extra runs: extra cost rounds * last validations. Training is uniform at first and stays where
+    it is at the end, where the falling learning rate hides what tokens do.
+    rounds: validations in a run, were they to go on.  wait: share of the run before a forecast.
+    last: share of the run after which the mixture stays.  reach: largest change of a log share.
     floor: least share of a group in a plan.  objective: average loss, or average perplexity.
-    Raises ValueError if fewer than three validations come between the warm-up and the first forecast.
+    Raises ValueError if fewer than three validations come between the warm-up and the first
+    forecast.
     """
-    weigh(0, objective)
-    before = [row.windows.sum() for row in h.trained()]                       # with a prior, some of the run is over
-    total, p, A, parts = sum(before) + steps * h.batch, h.uniform, None, split(steps, rounds)
-    ends = np.cumsum(parts)
-    first, held = sum(ends < wait * steps), sum(ends <= last * steps)
-    at = np.cumsum([*before, *np.multiply(parts[:first + 1], h.batch)]) / total            # where the run is validated
-    if first < held and sum(at > WARM) < 3:                                   # complain now, not in the midst of the run
-        raise ValueError(f"horizon: {rounds} rounds give {sum(at > WARM)} validations up to the first forecast, which needs 3 "
-                         f"(those in the warm-up do not count); raise --rounds or --wait")
-    for done, n in zip(ends, parts[:held]):
+    check(rounds=rounds, wait=wait, last=last, reach=reach)
+    check_floor(floor, h.m)
+    weigh(0.0, objective)
+    parts = split(steps, rounds)
+    ends = np.cumsum(parts)                                         # (rounds,) steps done by then
+    planned = sum(ends <= last * steps)
+    check_validations(h, steps, parts, first=sum(ends < wait * steps), planned=planned)
+
+    windows_before = sum(row.windows.sum() for row in h.trained())      # of a prior
+    total_windows = windows_before + steps * h.batch
+    p, A = h.uniform, None
+    for done, n in zip(ends[:planned], parts[:planned]):
         yield Train(p, n, A=A)
         if done >= wait * steps:
-            law = forecast(h, total)
+            law = forecast_end(h, total_windows)
             plan = solve_static(law, objective=objective, floor=floor)
-            p = egd(p, np.clip(np.log(plan / p), -reach, reach), 1.0)
+            move = np.clip(np.log(plan / p), -reach, reach)
+            p = egd(p, move, 1.0)
             A = -law.gradient(p)
-    yield Train(p, steps - sum(parts[:held]), A=A)
+    yield Train(p, steps - sum(parts[:planned]), A=A)
+
+
+def check_validations(h, steps, parts, first, planned):
+    """Raise ValueError where the first forecast, after round `first`, has too few validations."""
+    windows = [row.windows.sum() for row in h.trained()]                # with a prior, of its part
+    total_windows = sum(windows) + steps * h.batch
+    windows += [n * h.batch for n in parts[:first + 1]]
+    count = past_warmup(h, np.cumsum(windows) / total_windows).sum()
+    if first < planned and count < 3:
+        raise ValueError(f"horizon: {len(parts)} rounds give {count} validations up to the first "
+                         "forecast, which needs 3 (those in the warm-up do not count); "
+                         "raise --rounds or --wait, or lower --warmup")
+
 
 # --- Composition: the paper's restricted setting, where another method's mixture comes first.
 
-def learn(method, h, steps):
+
+def learn_mixture(method, h, steps):
     """The mixture that `method` settles on, learnt on scratch runs of `steps` steps -> p (m,).
 
-    Its main run becomes a scratch run. A method that trains all of it on one mixture is stopped before it, as that
-    mixture is known by then; of a method that keeps moving, the average over the run is taken, as the paper does.
+    Its main run becomes a scratch run. A method that trains all of it on one mixture is stopped
+    before it, as that mixture is known by then. Of a method that keeps moving, the average over
+    the run is taken, as the paper does.
     """
-    inner, reply = History(h.groups, h.sizes, h.batch, h.seed, h.runs), None
-    program = method(inner, steps)
+    inner = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup)
+    program, reply = method(inner, steps), None
     while True:
         try:
             request = program.send(reply)
         except StopIteration:
-            total = inner.windows()[-1]
-            return total / total.sum()
-        scratch = {field: f"prior-{getattr(request, field)}" for field in ("on", "against") if getattr(request, field, "")}
-        if isinstance(request, Train) and request.on == "main":
-            if request.steps == steps:
-                return request.p
-            scratch["of"] = steps
-        reply = yield request._replace(**scratch)
+            windows = inner.windows()[-1]
+            return windows / windows.sum()
+        trains_main = isinstance(request, Train) and request.on == "main"
+        if trains_main and request.steps == steps:
+            return request.p
+
+        renamed = request._replace(on=f"prior-{request.on}")
+        if getattr(request, "against", ""):
+            renamed = renamed._replace(against=f"prior-{request.against}")
+        if trains_main:
+            renamed = renamed._replace(total_steps=steps)
+        reply = yield renamed
         inner.rows.append(h.last._replace(request=request))
 
+
 def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings):
-    """`method` on top of `prior`: learn a mixture on half-length runs, train on it for the share `first` of the main
-    run (1: all of it), then let `method` adjust. restart="uniform": its first p is uniform (the paper); "prior": it is
-    the mixture. Raises ValueError.
+    """`method` on top of `prior`: learn a mixture on half-length runs, train on it, then adjust.
+
+    first: share of the main run that is trained on the mixture before `method` takes over (1: all).
+    restart="uniform": the method's first p is uniform (the paper); "prior": it is the mixture.
+    Raises ValueError, and before anything trains if the method refuses its settings.
     """
+    check(first=first)
     if restart not in ("uniform", "prior"):
-        raise ValueError(f"restart {restart!r} is neither uniform nor prior")
-    if not 0 <= first <= 1:
-        raise ValueError(f"first {first} is not a share of the run, 0 to 1")
-    p = yield from learn(prior, h, steps // 2)
+        raise ValueError(f"--restart {restart!r} is neither uniform nor prior")
     n = round(first * steps)
+    if n < steps:
+        rehearse(h, steps, n, method, **settings)
+
+    p = yield from learn_mixture(prior, h, steps // 2)
     yield Train(p, n)
     if restart == "prior":
         settings["start"] = p
     if n < steps:
         yield from method(h, steps - n, **settings)
 
-METHODS = {f.__name__: f for f in (stratified, fixed, natural, grid, dml, power, skillit, doremi, doge, aioli, aioli_static,
-                                   aioli_diagonal, aioli_ood, horizon)}
+
+def rehearse(h, steps, n, method, **settings):
+    """Hear the method's first request after n steps, so that it complains about settings now."""
+    empty = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup)
+    empty.add(Train(h.uniform, n), loss=np.ones(h.m))
+    next(method(empty, steps - n, **settings))
+
+
+METHODS = {f.__name__: f for f in (
+    stratified, fixed, natural, skillit, doremi, doge, aioli, aioli_static, aioli_diagonal,
+    aioli_ood, grid, dml, power, horizon)}
