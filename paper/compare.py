@@ -1,0 +1,396 @@
+"""The comparison: every method on every data set with every seed, held against uniform sampling.
+
+    python -m paper.compare --quick                     # a first look: one seed, two data sets
+    python -m paper.compare --groups sets --seeds 5     # all methods, all data sets: Tables 2 and 3
+    python -m paper.compare --method aioli:eta=2,horizon:perplexity --seeds 3 --lr .004
+    python -m paper.compare --groups sets --prior all --method aioli,horizon:perplexity
+
+Each run is a process of its own, `python train.py ...`. Runs of one seed have the same initial
+weights and read the same text. Interrupt it as you like: the same command goes on where it was, and
+no finished run is made again. In OUT: compare.csv, a line a run; compare.md, the tables; pictures.
+"""
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import aioli
+import data
+import train
+from paper.figures import draw
+from paper.rows import (METHODS, STRATIFIED, Entry, longer, machine, parse_method, read_csv,
+                        row_of, run_folder, throughout, write_csv)
+from paper.tables import tabulate
+
+TRAIN = str(Path(train.__file__).resolve())
+QUICK = ("python+csv", "python+prose")
+PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
+SWEPT = ("grid", "dml", "power")            # they begin with the same sweep of scratch runs
+MOVING = ("skillit", "aioli", "horizon")    # their mixture changes during the run
+NOT_SHARED = ("method", "groups", "seed", "out", "cache", "resume", "runs", "past", "prior")
+ONLY_AFTER = ("first", "restart")           # flags of runs on top of a prior
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a comparison takes beside the flags of its runs. The text after # is the help."""
+    method: str = "all"     # all, or METHOD, METHOD:OBJECTIVE, METHOD:SETTING=VALUE:..., by commas
+    groups: str = "all"     # groups of text, joined by +; all: one set of all; sets: all data sets
+    seed: int = 0           # the first seed
+    seeds: int = 1          # how many
+    quick: bool = False     # a first look: all methods, one seed, two data sets
+    prior: str = ""         # all, or methods by commas: --method on top of what each one learns
+    controls: bool = False  # static runs at the average mixture; uniform ones with as many steps
+    jobs: int = 0           # processes side by side; 0: as many as there are cores
+    out: str = ""           # folder of runs, tables and pictures; default: out/compare, out/quick
+    cache: str = ".cache"   # folder for token files
+
+    def __post_init__(self):
+        if min(self.seed, self.jobs) < 0 or self.seeds < 1:
+            raise ValueError("--seed and --jobs must be at least 0, and --seeds at least 1")
+        if self.quick and (self.method, self.groups) != (Flags.method, Flags.groups):
+            raise ValueError("--quick has its own methods and data sets; leave it out to choose")
+
+    @property
+    def folder(self):
+        return Path(self.out or ("out/quick" if self.quick else "out/compare"))
+
+    @property
+    def sets(self):
+        """The data sets."""
+        if self.quick:
+            return QUICK
+        return data.SETS if self.groups == "sets" else (self.groups,)
+
+
+class Setup(NamedTuple):
+    """What all runs of a comparison have in common."""
+    folder: Path
+    config: train.Config    # its shared flags and its cache
+    texts: dict             # {data set: digest of its text}
+    jobs: int
+
+
+class Job(NamedTuple):
+    """A run, and the one of the same data set and seed that has to be there first."""
+    entry: Entry
+    needs: Entry | None = None
+
+
+# ---- one run
+
+
+def shared_flags(config, kind="method"):
+    """The flags of a train.Config that all runs of a kind get, where not the default -> list."""
+    left_out = NOT_SHARED if kind == "after" else (*NOT_SHARED, *ONLY_AFTER)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
+              if field.name not in left_out}
+    return train.as_flags({name: value for name, value in values.items()
+                           if value != getattr(train.Config, name)})
+
+
+def mixture_flag(mixture):
+    """{group: share} as train.py takes it."""
+    return "+".join(map(str, mixture.values()))
+
+
+def own_flags(job, needed, setup):
+    """The flags that make a run what its entry says; needed: the row of job.needs."""
+    kind, method = job.entry.kind, job.entry.method
+    if kind == "throughout":
+        return ["--method", method, "--prior", job.entry.prior, "--first", "1"]
+    if kind == "average":
+        return ["--method", "fixed", "--mixture", mixture_flag(needed["realised_mixture"])]
+    if kind == "longer":
+        times = dict(job.entry.settings)["times"]
+        return ["--method", method, "--steps", str(times * setup.config.steps)]
+
+    flags = ["--method", method, *train.as_flags(dict(job.entry.settings))]
+    if kind == "after":                     # learnt already; row_of counts what that cost
+        learnt = first_mixture(run_folder(setup.folder, job.needs))
+        flags += ["--prior", mixture_flag(learnt)]
+    return flags
+
+
+def first_mixture(folder):
+    """The first mixture of a finished run, {group: share}. Raises ValueError if there is none."""
+    path = folder / "result.json"
+    if not path.exists():
+        raise ValueError(f"there is no {path} to take a prior's mixture from; take its line out of "
+                         "compare.csv, and it is made again")
+    _, mixture = json.loads(path.read_text("utf-8"))["mixtures"][0]
+    return mixture
+
+
+def separately(name, command, **output):
+    """`python COMMAND...` in a process of its own; output: as subprocess.run takes it.
+
+    Raises Stop after Ctrl-C, and ValueError with `name` and the last thing said if it failed.
+    """
+    ended = subprocess.run([sys.executable, *command], stderr=subprocess.PIPE, text=True, **output)
+    if ended.returncode == 130:
+        raise train.Stop
+    if ended.returncode:
+        said = ended.stderr.strip() or f"exit code {ended.returncode}"
+        raise ValueError(f"{name}: {said.splitlines()[-1]}")
+
+
+def run_job(job, needed, setup):
+    """Make a run, unless its result is there already -> its row. Raises ValueError.
+
+    needed: the row of job.needs.
+    """
+    entry, text = job.entry, setup.texts[job.entry.groups]
+    out, shared = run_folder(setup.folder, entry), shared_flags(setup.config, entry.kind)
+    flags = ["--groups", entry.groups, "--seed", str(entry.seed), "--out", str(out),
+             "--cache", setup.config.cache, *shared, *own_flags(job, needed, setup)]
+    if job.needs and entry.kind in ("method", "throughout"):        # the same sweep
+        past = run_folder(setup.folder, job.needs) / "history.jsonl"
+        flags += ["--past", str(past)] if past.exists() else []
+
+    name = f"{entry.label} on {entry.groups}, seed {entry.seed}"
+    if not is_finished(out / "result.json", flags, text):
+        flags += ["--resume"] if (out / "checkpoint.pt").exists() else []
+        separately(name, [TRAIN, *flags], stdout=subprocess.DEVNULL)
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    if result["text"] != text:
+        raise ValueError(f"{name}: the text is not that of the beginning; use another --out")
+    return row_of(result, shared, learnt=needed if entry.kind == "after" else None)
+
+
+def is_finished(path, flags, text):
+    """Whether a result.json is of a run with these flags and this text."""
+    if not path.exists():
+        return False
+    result, (config, settings) = json.loads(path.read_text("utf-8")), train.parse(flags)
+    theirs = train.flags_of(result["config"], result["settings"], result.get("text"))
+    return not train.difference(theirs, train.flags_of(config, settings, text), train.MAY_CHANGE)
+
+
+# ---- all runs
+
+
+def lines_of(flags):
+    """The lines of the table that are asked for, uniform sampling first. Raises ValueError."""
+    names = METHODS if flags.method == "all" else flags.method.split(",")
+    lines = [parse_method(name) for name in names]
+    for line in lines:
+        aioli.check(**dict(line.settings))
+    if flags.prior:
+        priors = PRIORS if flags.prior == "all" else flags.prior.split(",")
+        for prior in priors:
+            train.pick("prior", prior, aioli.METHODS)
+        methods = [line for line in lines if line != STRATIFIED]
+        after = [line._replace(kind="after", prior=prior) for line in methods for prior in priors]
+        lines = [*map(throughout, priors), *after]
+    return list(dict.fromkeys([STRATIFIED, *lines]))
+
+
+def jobs_of(lines, groups, seed, controls=False):
+    """The runs of one data set and seed, dear ones first. All that start with a sweep share one."""
+    plain = [line for line in lines if line.kind != "after"]
+    after = [line for line in lines if line.kind == "after"]
+    swept = [line for line in plain if (line.prior or line.method) in SWEPT]
+    others = [line for line in plain if line not in swept]
+    moving = [line for line in plain if line.kind == "method" and line.method in MOVING]
+    averages = {line._replace(kind="average"): line for line in moving} if controls else {}
+
+    needs = {line: swept[0] for line in swept[1:]} | averages
+    needs |= {line: throughout(line.prior) for line in after}
+    jobs = []
+    for line in [*swept[:1], *others, *swept[1:], *after, *averages]:
+        needed = needs.get(line)
+        jobs.append(Job(line._replace(groups=groups, seed=seed),
+                        needed and needed._replace(groups=groups, seed=seed)))
+    return jobs
+
+
+def longer_jobs(rows, lines, cells):
+    """Uniform runs, in these cells, of as many steps as the methods of these lines took in all."""
+    wanted = set()
+    for entry, row in rows.items():
+        times = round(1 + row["extra_steps"] / row["steps"])
+        if entry.kind == "method" and entry.line in lines and times > 1:
+            wanted.add((entry.groups, entry.seed, times))
+    return [Job(longer(times)._replace(groups=groups, seed=seed))
+            for groups, seed, times in sorted(wanted) if (groups, seed) in cells]
+
+
+def run_all(setup, jobs, rows):
+    """Make the runs that have no row yet, a few side by side, and add their rows, to the file, too.
+
+    -> what failed, a line each.
+    """
+    todo, futures, failed = [job for job in jobs if job.entry not in rows], {}, []
+    began = time.perf_counter()
+
+    def work(job):
+        needed = rows.get(job.needs)
+        if job.needs in futures:                # it was begun before this one
+            needed = futures[job.needs].result()
+        return run_job(job, needed, setup)
+
+    with workers(setup.jobs) as pool:
+        for job in todo:
+            futures[job.entry] = pool.submit(work, job)
+        entries = {future: entry for entry, future in futures.items()}
+        for ended, future in enumerate(as_completed(entries), 1):
+            entry = entries[future]
+            try:
+                rows[entry] = future.result()
+            except ValueError as error:
+                failed.append(str(error))
+                continue
+            write_csv(setup.folder / "compare.csv", rows)
+            print(f"{ended:>4}/{len(todo)}  {entry.label:<34}{entry.groups:<18} seed {entry.seed}  "
+                  f"perplexity {rows[entry]['avg_test_ppl']:7.3f}  "
+                  f"{time_left(time.perf_counter() - began, ended, len(todo))}", flush=True)
+    return failed
+
+
+def time_left(seconds, ended, total):
+    """How long it took and may take."""
+    minutes = seconds / 60
+    return f"{minutes:5.1f} min, about {minutes / ended * (total - ended):.0f} left"
+
+
+@contextmanager
+def workers(jobs):
+    """A pool of threads, each to wait for a process of its own; jobs: how many, 0: one a core.
+
+    Ctrl-C cancels what has not begun and raises Stop.
+    """
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+        try:
+            yield pool
+        except BaseException as error:          # whatever it is, begin nothing more
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, (KeyboardInterrupt, train.Stop)):
+                said = "stopped; what is finished is kept, and the same command goes on"
+                raise train.Stop(said) from None
+            raise
+
+
+@contextmanager
+def claimed(folder):
+    """Nobody else's comparison in this folder meanwhile, where the system can lock. ValueError."""
+    try:
+        import fcntl
+    except ImportError:                         # Windows
+        yield
+        return
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another comparison is at work in {folder}; wait for it, or use "
+                             "another --out") from None
+        yield
+    finally:
+        os.close(handle)                        # the lock goes with it, after a crash too
+
+
+def read_rows(path, config, texts, flag="--out"):
+    """The rows of a compare.csv made with the shared flags of a train.Config from these texts.
+
+    texts: {data set: digest}. flag: the one that names the file. Raises ValueError for rows of
+    other flags or text. Rows of another machine are taken, and a line says so.
+    """
+    rows, digests = read_csv(path), dict(texts)
+    for entry, row in rows.items():
+        groups = entry.groups
+        if row["flags"] != " ".join(shared_flags(config, entry.kind)):
+            raise ValueError(f"{path} was made with the flags {row['flags'] or '(none)'}; take the "
+                             f"same, or another {flag}")
+        if not row["text"]:
+            raise ValueError(f"{path} does not say from which text its rows of {groups} are; take "
+                             f"another {flag}")
+        if row["text"] != digests.setdefault(groups, row["text"]):
+            raise ValueError(f"{path} was made from other text of {groups}; take another {flag}")
+
+    here = machine(train.versions(config))
+    for other in sorted({row["machine"] for row in rows.values()} - {here}):
+        print(f"note: {path} has rows made with {other}, here it is {here}: what is paired across "
+              "the two differs by more than its method")
+    return rows
+
+
+def compare(flags, config):
+    """Make what is missing of the comparison; print its tables, keep them, draw -> {Entry: row}.
+
+    config: a train.Config with the shared flags and the cache. Raises ValueError.
+    """
+    lines, folder = lines_of(flags), flags.folder
+    cells = [(groups, flags.seed + n) for n in range(flags.seeds) for groups in flags.sets]
+    texts = {groups: data.load(groups, config.data or None, config.encoding, config.cache).text
+             for groups in flags.sets}
+    folder.mkdir(parents=True, exist_ok=True)
+    setup = Setup(folder, config, texts, flags.jobs)
+
+    with claimed(folder):
+        rows, jobs = read_rows(folder / "compare.csv", config, texts), []
+        for groups, seed in cells:
+            jobs += jobs_of(lines, groups, seed, flags.controls)
+        failed = run_all(setup, jobs, rows)
+        if flags.controls:
+            failed += run_all(setup, longer_jobs(rows, lines, cells), rows)
+
+    tables = "\n\n".join(tabulate(rows))
+    train.write(folder / "compare.md", tables + "\n")
+    print(f"\n{tables}\n\nwritten to {folder}")
+    draw(rows, folder)
+    if failed:
+        raise ValueError(f"{len(failed)} runs failed, the others are kept; the first: {failed[0]}")
+    return rows
+
+
+def parse_flags(argv, kind, program, about, hidden=()):
+    """Command line -> `kind`, a dataclass of flags, and a train.Config with those of all runs.
+
+    program: its module; about: text for --help; hidden: flags of runs that it does not take. Raises
+    ValueError.
+    """
+    parser = train.Parser(prog=f"python -m {program}", description=about, allow_abbrev=False,
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    own = {field.name: field.default for field in dataclasses.fields(kind)}
+    shared = {field.name: field.default for field in dataclasses.fields(train.Config)
+              if field.name not in (*NOT_SHARED, *hidden)}
+    train.add_flags(parser.add_argument_group(program), own, train.help_of(kind))
+    train.add_flags(parser.add_argument_group("its runs"), shared, train.help_of(train.Config))
+
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].split("=")[0]
+        train.pick(f"flag of {program}", word, sorted(parser._option_string_actions))
+    given = vars(given)
+    config = train.Config(**{name: given[name] for name in shared}, cache=given["cache"])
+    return kind(**{name: given[name] for name in own}), config
+
+
+def parse(argv):
+    """Command line -> Flags, train.Config. Raises ValueError."""
+    flags, config = parse_flags(argv, Flags, "paper.compare", __doc__)
+    for name in ONLY_AFTER:
+        if not flags.prior and getattr(config, name) != getattr(train.Config, name):
+            raise ValueError(f"{train.flag(name)} changes nothing without --prior; leave it out")
+    return flags, config
+
+
+def main(argv=None):
+    """Exit code, as that of train.py."""
+    argv = sys.argv[1:] if argv is None else argv
+    return train.exit_code("paper.compare", lambda: compare(*parse(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The rows of a comparison: which run each one is of, what is kept of it, and the CSV file of them.
+
+How to read it: `Entry` names a run, `row_of` says what is kept of its result.json, and `write_csv`
+and `read_csv` are the file, a line a run.
+"""
+import csv
+import io
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import aioli
+import data
+import train
+
+METHODS = ("stratified", "grid", "dml", "power", "skillit", "doremi", "doge", "aioli", "horizon",
+           "grid:perplexity", "power:perplexity", "aioli:perplexity", "horizon:perplexity")
+KINDS = ("method", "throughout", "after", "average", "longer")
+
+
+class Entry(NamedTuple):
+    """One run of a comparison; without groups, a line of a table, which has a run in every cell.
+
+    kind: "method"; "throughout", the mixture that `prior` learnt for the whole run; "after", the
+    method on top of that mixture; "average", a static run at the method's own average mixture;
+    "longer", the method for `times` as many steps.
+    settings: (name, value) pairs that differ from the method's defaults, in the order given.
+    """
+    kind: str
+    method: str
+    settings: tuple = ()
+    prior: str = ""
+    groups: str = ""
+    seed: int = 0
+
+    @property
+    def line(self):
+        return self._replace(groups="", seed=0)
+
+    @property
+    def name(self):
+        """The method with its settings, as on the command line: aioli:perplexity:eta=2."""
+        parts = [spell(value) if name == "objective" else f"{name}={spell(value)}"
+                 for name, value in self.settings]
+        return ":".join([self.method, *parts])
+
+    @property
+    def label(self):
+        """What tables and folders call it."""
+        times = dict(self.settings).get("times")
+        labels = dict(method=self.name, throughout=f"half {self.prior}",
+                      after=f"{self.name} after {self.prior}", average=f"average of {self.name}",
+                      longer=f"{self.method} x{times}")
+        return labels[self.kind]
+
+
+STRATIFIED = Entry("method", "stratified")
+
+
+def throughout(prior):
+    """The line of a prior's mixture for the whole run."""
+    return Entry("throughout", "fixed", prior=prior)
+
+
+def longer(times):
+    """The line of uniform sampling for `times` as many steps."""
+    return Entry("longer", "stratified", (("times", times),))
+
+
+def spell(value):
+    """2.0 as 2; everything else as Python writes it, in full."""
+    return str(value).removesuffix(".0")
+
+
+def parse_method(text):
+    """METHOD, METHOD:OBJECTIVE or METHOD:SETTING=VALUE:... -> Entry. Raises ValueError."""
+    method, *parts = text.split(":")
+    defaults, given = train.settings_of(train.pick("method", method, aioli.METHODS)), {}
+    for part in parts:
+        name, value = part.split("=", 1) if "=" in part else ("objective", part)
+        if name not in defaults:
+            choice = ", ".join(defaults) or "no settings"
+            raise ValueError(f"{text}: {method} has no {name} to choose, but {choice}")
+        if value.split() != [value]:
+            raise ValueError(f"{text}: {name} {value!r} is empty or has a space; choose another")
+        try:
+            given[name] = type(defaults[name])(value)
+        except ValueError:
+            kind = type(defaults[name]).__name__
+            raise ValueError(f"{text}: {name} is a number, {kind}, not {value!r}") from None
+    changed = {name: value for name, value in given.items() if value != defaults[name]}
+    return Entry("method", method, tuple(changed.items()))
+
+
+def ordered(rows):
+    """Lines and data sets of the rows, as the tables show them; those not known here come last."""
+    def place(name, known):
+        return known.index(name) if name in known else len(known), name
+
+    def order(line):
+        return *place(line.name, METHODS), *place(line.prior, METHODS)
+
+    lines = sorted({entry.line for entry in rows}, key=order)
+    sets = sorted({entry.groups for entry in rows}, key=lambda groups: place(groups, data.SETS))
+    return lines, sets
+
+
+# ---- what a run leaves: its folder, and its row
+
+
+def run_folder(out, entry):
+    """The folder of one run."""
+    return Path(out) / entry.groups / f"{re.sub('[ :=]', '-', entry.label)}-s{entry.seed}"
+
+
+def read_sweep(folder):
+    """The sweep in a run folder of grid -> mixtures (R, m), final losses (R, m), nats per token."""
+    history = train.read_history(folder / "history.jsonl")
+    scratch = [row for row in history if row.request.on != "main"]
+    return np.array([row.request.p for row in scratch]), np.array([row.reply for row in scratch])
+
+
+RUN = ("kind", "method", "settings", "prior", "groups", "seed")     # the columns
+TEXTS = ("text", "flags", "machine")
+WHOLE = ("steps", "extra_steps")
+REAL = ("wall_seconds", "avg_test_ppl", "avg_test_loss")
+PER_GROUP = ("test_loss", "realised_mixture")
+
+
+def row_of(result, flags, learnt=None):
+    """What the table keeps of a result.json -> row.
+
+    flags: those that all runs share. learnt: the row of the prior that the run builds on, whose
+    scratch runs it pays for.
+    """
+    row = {key: result[key] for key in ("text", *WHOLE, *REAL, *PER_GROUP)}
+    row |= dict(flags=" ".join(flags), machine=machine(result["versions"]))
+    if learnt:
+        scratch = learnt["extra_steps"] / (learnt["extra_steps"] + learnt["steps"])
+        row["extra_steps"] += learnt["extra_steps"]
+        row["wall_seconds"] += scratch * learnt["wall_seconds"]
+    return row
+
+
+def machine(versions):
+    """What decides the last digits of a run, as one string."""
+    return joined(versions)
+
+
+# ---- the file
+
+
+def joined(values):
+    """{name: value} as "name=value name=value", numbers in full."""
+    return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def numbers(text):
+    """{name: number} of what joined() wrote; a name may hold spaces."""
+    pairs = re.findall(r"(.+?)=([^ =]+)(?: |$)", text)
+    return {name: float(value) for name, value in pairs}
+
+
+def write_csv(path, rows):
+    """{Entry: row} as a file, sorted, so that differences can be read."""
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow([*RUN, *TEXTS, *WHOLE, *REAL, *PER_GROUP])
+    for entry, row in sorted(rows.items()):
+        run = entry._replace(settings=joined(dict(entry.settings)))
+        values = [row[key] for key in (*TEXTS, *WHOLE, *REAL)]
+        table.writerow([*run, *values, *(joined(row[key]) for key in PER_GROUP)])
+    train.write(path, file.getvalue())
+
+
+def read_csv(path):
+    """A file -> {Entry: row}; {} if it is not there. Raises ValueError naming the line."""
+    if not Path(path).exists():
+        return {}
+    rows = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        for cells in table:
+            try:
+                rows[read_entry(cells)] = read_row(cells)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                where = f"{path}, line {table.line_num}"
+                raise ValueError(f"{where} is not of a comparison ({error})") from None
+    return rows
+
+
+def read_entry(cells):
+    """The Entry that a line of the file, {column: text}, is of."""
+    if cells["kind"] not in KINDS:
+        raise ValueError(f"no kind of run is called {cells['kind']!r}")
+    if cells["kind"] == "longer":
+        line = longer(int(numbers(cells["settings"])["times"]))
+    else:
+        line = parse_method(":".join([cells["method"], *cells["settings"].split()]))
+    return line._replace(kind=cells["kind"], prior=cells["prior"], groups=cells["groups"],
+                         seed=int(cells["seed"]))
+
+
+def read_row(cells):
+    """What a line of the file, {column: text}, says of its run."""
+    row = {key: cells[key] for key in TEXTS}
+    row |= {key: int(cells[key]) for key in WHOLE}
+    row |= {key: float(cells[key]) for key in REAL}
+    return row | {key: numbers(cells[key]) for key in PER_GROUP}
