@@ -161,15 +161,16 @@ def tabulate(rows):
     after = {}
     for line in sorted(of_kind("after"), key=lambda line: line.name):
         after.setdefault(line.name, []).append(line)
-    main, ppl = of_kind("method") + of_kind("throughout"), "avg_test_ppl"
+    methods, ppl = of_kind("method"), "avg_test_ppl"
 
     show = functools.partial(table, rows)
     tables = [
-        show("average test perplexity", ppl, 2, main),
-        show("average test loss", "avg_test_loss", 4, main),
+        show("average test perplexity", ppl, 2, methods),
+        show("average test loss", "avg_test_loss", 4, methods),
         show("perplexity against a static run at the method's own average mixture", ppl, 2,
              averages, "average"),
         show("perplexity against stratified with the same total steps", ppl, 2, costly, "longer"),
+        show("perplexity of a prior's mixture throughout", ppl, 2, of_kind("throughout")),
         show("perplexity against the prior's mixture throughout", ppl, 2, sum(after.values(), []),
              "throughout")]
     tallies = [tally(rows, name, lines) for name, lines in after.items()]
