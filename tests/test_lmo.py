@@ -1,27 +1,28 @@
-"""Claims of the framework: data-mixing methods are one optimisation problem, and the claims that only look true.
+"""Claims of the framework: data-mixing methods are one optimisation problem.
 
-In order: the step that all online methods share; the baselines; then what follows for Skill-It, DoReMi, DoGE and Aioli;
-the reductions between them; last the plausible falsehoods, each with its counter-example. Names like S1 or A7
-number the identities in the notes behind this suite (lmo.md, not needed to read it: each test states its claim).
+In order: the step that all online methods share; the baselines; then what follows for Skill-It,
+DoReMi, DoGE and Aioli; the reductions between them; last the plausible falsehoods, each with its
+counter-example.
 """
 import itertools
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings, strategies as st
+from hypothesis import assume, example, given, strategies as st
 
 import aioli
-from aioli import egd, fit_linear_dynamic, normalise, probe_counts
-from worlds import (NAMES, Linear, Scripted, aioli_on, aioli_told, differ, doge_weights, doremi_weights, drive, etas,
-                    gradient_signals, history, kl, matrices, measure, mixtures, mixtures_of, rng_of, same, scales, seeds,
-                    sides, sizes, skillit_weights, softmax, swapped, tables, weights_of)
+from aioli import egd, fit_linear_dynamic, lmo_step, normalise, probe_counts
+from worlds import (NAMES, Linear, Scripted, aioli_given, aioli_on, differ, doge_weights,
+                    doremi_weights, drive, etas, gradient_signals, history, kl, matrices, measure,
+                    mixtures, mixtures_of, rng_of, same, scales, seeds, sides, sizes,
+                    skillit_weights, softmax, swapped, tables, weights_of)
 
 # ---- the exponentiated-gradient step ----
 
 
 @given(sides(), seeds)
 def test_the_step_maximises_gain_minus_divergence_from_where_it_started(side, seed):
-    """lmo.md S1, and the value at the optimum."""
+    """And the value at the optimum is a log-sum-exp of the scores."""
     p, s, eta = side
     q, scale = egd(p, s, eta), np.abs(s).max()
 
@@ -50,14 +51,13 @@ def test_a_step_stays_on_the_simplex(side):
 
 @given(sides(), st.floats(-1e3, 1e3))
 def test_adding_a_constant_to_all_scores_changes_nothing(side, c):
-    """lmo.md S2."""
     p, s, eta = side
     same(egd(p, s + c * np.abs(s).max(), eta), egd(p, s, eta))
 
 
 @given(st.data())
 def test_adding_a_constant_to_a_row_of_A_changes_nothing(data):
-    """lmo.md S2: what lowers loss i whatever the mixture adds the same to every column sum."""
+    """What lowers loss i whatever the mixture adds the same to every column sum."""
     p, s, eta = data.draw(sides())
     A = data.draw(matrices(len(p), scale=np.abs(s).max()))
     r = data.draw(matrices(1, len(p), scale=np.abs(s).max()))
@@ -66,14 +66,12 @@ def test_adding_a_constant_to_a_row_of_A_changes_nothing(data):
 
 @given(sides(), scales)
 def test_scaling_the_scores_is_scaling_eta(side, c):
-    """lmo.md S3."""
     p, s, eta = side
     same(egd(p, c * s, eta), egd(p, s, c * eta))
 
 
 @given(st.data())
 def test_two_steps_are_one_step_on_the_sum(data):
-    """lmo.md S4."""
     p, s, eta = data.draw(sides())
     s2 = np.abs(s).max() * rng_of(data.draw(seeds)).uniform(-1, 1, len(p))
     same(egd(egd(p, s, eta), s2, eta), egd(p, s + s2, eta))
@@ -81,7 +79,6 @@ def test_two_steps_are_one_step_on_the_sum(data):
 
 @given(st.data())
 def test_the_order_of_the_steps_does_not_matter(data):
-    """lmo.md S4."""
     p, s, eta = data.draw(sides())
     rows = list(np.abs(s).max() * rng_of(data.draw(seeds)).uniform(-1, 1, (4, len(p))))
     ends = []
@@ -96,7 +93,7 @@ def test_the_order_of_the_steps_does_not_matter(data):
 
 @given(sides(), st.floats(-1e3, 1e3))
 def test_a_mixture_stays_exactly_when_all_its_scores_are_equal(side, c):
-    """lmo.md S5, on the support: what an absent group scores is of no consequence."""
+    """Equal on the support: what an absent group scores is of no consequence."""
     p, s, eta = side
     c *= np.abs(s).max()
     same(egd(p, np.full(len(p), c), eta), p)
@@ -108,19 +105,17 @@ def test_a_mixture_stays_exactly_when_all_its_scores_are_equal(side, c):
 
 @given(sides())
 def test_no_step_size_is_no_step_and_a_huge_one_picks_the_best_of_the_support(side):
-    """lmo.md S5."""
     p, s, _ = side
     same(egd(p, s, 0), p)
     top, gap = s.max(), np.abs(s).max()
     s = np.minimum(s, top - gap)
-    s[:2] = top                                              # a tie: its mass is shared as it was before
+    s[:2] = top                             # a tie: its mass is shared as it was before
     tied = np.where(s == top, p, 0)
     same(egd(p, s, 1e3 / gap), tied / tied.sum())
 
 
 @given(sides(), seeds)
 def test_relabelling_the_groups_relabels_the_mixture(side, seed):
-    """lmo.md S6."""
     p, s, eta = side
     order = rng_of(seed).permutation(len(p))
     same(egd(p[order], s[order], eta), egd(p, s, eta)[order])
@@ -128,16 +123,16 @@ def test_relabelling_the_groups_relabels_the_mixture(side, seed):
 
 @given(st.data())
 def test_the_order_of_the_losses_does_not_matter(data):
-    """lmo.md S6: rows of A are summed over; columns are not interchangeable."""
+    """Rows of A are summed over; columns are not interchangeable."""
     A, seed = data.draw(matrices(scale=1.0)), data.draw(seeds)
     order = rng_of(seed).permutation(len(A))
-    same(aioli_told([A[order]], .2), aioli_told([A], .2))
-    same(aioli_told([A[:, order]], .2)[0], aioli_told([A], .2)[0][order])
+    same(aioli_given([A[order]], .2), aioli_given([A], .2))
+    same(aioli_given([A[:, order]], .2)[0], aioli_given([A], .2)[0][order])
 
 
 @given(sides())
 def test_log_odds_move_by_exactly_eta_times_the_difference_of_the_scores(side):
-    """lmo.md S7, so a higher score always gains on a lower one."""
+    """So a higher score always gains on a lower one."""
     p, s, eta = side
     moved = np.log(egd(p, s, eta)) - np.log(p)
     same(np.subtract.outer(moved, moved), eta * np.subtract.outer(s, s), atol=1e-9)
@@ -146,7 +141,6 @@ def test_log_odds_move_by_exactly_eta_times_the_difference_of_the_scores(side):
 
 @given(sides())
 def test_the_predicted_total_loss_never_rises_with_eta(side):
-    """lmo.md S8."""
     p, s, eta = side
     gains = [s @ egd(p, s, c * eta) for c in (0, .1, .5, 1, 2, 10)]
     assert np.all(np.diff(gains) >= -1e-12 * np.abs(s).max())
@@ -154,17 +148,18 @@ def test_the_predicted_total_loss_never_rises_with_eta(side):
 
 @given(sides())
 def test_the_gain_per_eta_is_the_variance_of_the_scores(side):
-    """lmo.md S8: d<s, q>/d eta = Var_q(s)."""
+    """d<s, q>/d eta = Var_q(s)."""
     p, s, eta = side
     step = 1e-5 / np.abs(s).max()
     q = egd(p, s, eta)
     slope = (s @ egd(p, s, eta + step) - s @ egd(p, s, eta - step)) / (2 * step)
-    same(slope / np.abs(s).max() ** 2, q @ (s - s @ q) ** 2 / np.abs(s).max() ** 2, rtol=1e-6, atol=1e-9)
+    variance = q @ (s - s @ q) ** 2
+    same(slope / np.abs(s).max() ** 2, variance / np.abs(s).max() ** 2, rtol=1e-6, atol=1e-9)
 
 
 @given(sides())
 def test_a_small_step_is_the_replicator_equation(side):
-    """lmo.md S9: dq/d eta = p (s - <s, p>) at eta = 0."""
+    """dq/d eta = p (s - <s, p>) at eta = 0."""
     p, s, _ = side
     step = 1e-5 / np.abs(s).max()
     slope = (egd(p, s, step) - egd(p, s, -step)) / (2 * step)
@@ -173,7 +168,6 @@ def test_a_small_step_is_the_replicator_equation(side):
 
 @given(sides(), st.integers(1, 7))
 def test_a_group_is_absent_after_a_step_exactly_when_it_was_absent_before(side, absent):
-    """lmo.md S10."""
     p, s, eta = side
     p[:min(absent, len(p) - 1)] = 0
     assert np.array_equal(egd(p / p.sum(), s, eta) == 0, p == 0)
@@ -181,10 +175,12 @@ def test_a_group_is_absent_after_a_step_exactly_when_it_was_absent_before(side, 
 
 @given(st.data())
 def test_the_step_has_the_regret_of_hedge_against_any_scores(data):
-    """lmo.md S11, against random scores and against an adversary who always pays the group with the least weight."""
+    """Against random scores, and against an adversary who always pays the least weight."""
     m, T, eta = data.draw(sizes), data.draw(st.integers(1, 40)), data.draw(st.floats(.01, 3))
     script = rng_of(data.draw(seeds)).integers(0, 2, (T, m)).astype(float)
-    for adversary in (lambda t, p: script[t], lambda t, p: np.eye(m)[p.argmin()], lambda t, p: np.eye(m)[t % m]):
+    adversaries = (lambda t, p: script[t], lambda t, p: np.eye(m)[p.argmin()],
+                   lambda t, p: np.eye(m)[t % m])
+    for adversary in adversaries:
         p, earned, scores = np.full(m, 1 / m), 0, []
         for t in range(T):
             scores.append(adversary(t, p))
@@ -195,7 +191,7 @@ def test_the_step_has_the_regret_of_hedge_against_any_scores(data):
 
 @given(sides())
 def test_the_step_solves_the_linear_law_with_a_penalty_for_leaving_a_prior(side):
-    """lmo.md S12: min -<s, p> + lam KL(p || prior) is egd(prior, s, 1 / lam); its gradient is constant there."""
+    """min -<s, p> + lam KL(p || prior) is egd(prior, s, 1 / lam): its slope is constant there."""
     prior, s, eta = side
     p = egd(prior, s, eta)
     gradient = -s + (np.log(p / prior) + 1) / eta
@@ -204,15 +200,16 @@ def test_the_step_solves_the_linear_law_with_a_penalty_for_leaving_a_prior(side)
 
 @given(sides(), seeds)
 def test_the_linear_law_alone_is_minimised_at_a_corner(side, seed):
-    """lmo.md S13: no mixture gains more than the best single group, which large steps approach."""
+    """No mixture gains more than the best single group, which large steps approach."""
     p, s, _ = side
-    assert all(s @ r <= s.max() + 1e-12 * np.abs(s).max() for r in rng_of(seed).dirichlet(np.ones(len(p)), 20))
-    same(s @ egd(p, s, 1e15 / np.abs(s).max()) / np.abs(s).max(), s.max() / np.abs(s).max(), atol=1e-9)
+    others, size = rng_of(seed).dirichlet(np.ones(len(p)), 20), np.abs(s).max()
+    assert np.all(others @ s <= s.max() + 1e-12 * size)
+    same(s @ egd(p, s, 1e15 / size) / size, s.max() / size, atol=1e-9)
 
 
 @given(st.data())
 def test_smoothing_keeps_every_weight_above_its_floor(data):
-    """lmo.md S14, R8: at least c / m after every step, whatever the excess."""
+    """With smoothing c no weight is below c / m after any step, whatever the excess."""
     m, c = data.draw(sizes), data.draw(st.floats(1e-4, .5))
     w, p = doremi_weights(data.draw(tables(8, m, high=50)), eta=3., smoothing=c)
     assert w.min() >= c / m * (1 - 1e-9) and p.min() >= c / m * (1 - 1e-9)
@@ -220,8 +217,9 @@ def test_smoothing_keeps_every_weight_above_its_floor(data):
 
 @given(st.data())
 def test_without_excess_smoothing_pulls_the_weights_to_uniform_geometrically(data):
-    """lmo.md S14, R5: w^T - u = (1 - c)^T (w^0 - u) once all scores are equal."""
-    m, c, equal = data.draw(sizes), data.draw(st.floats(1e-3, .5)), data.draw(st.sampled_from([0., .7]))
+    """w^T - u = (1 - c)^T (w^0 - u) once all scores are equal."""
+    m, c = data.draw(sizes), data.draw(st.floats(1e-3, .5))
+    equal = data.draw(st.sampled_from([0., .7]))
     first = data.draw(tables(1, m))
     w, _ = doremi_weights([*first, *np.full((6, m), equal)], smoothing=c)
     for t in range(7):
@@ -230,8 +228,9 @@ def test_without_excess_smoothing_pulls_the_weights_to_uniform_geometrically(dat
 
 @given(st.data())
 def test_averaging_A_from_uniform_is_a_step_anchored_at_uniform(data):
-    """lmo.md S15, A10: the released EMA is mirror descent that pays (1 - g) KL(q || u) beside g KL(q || p)."""
-    m, g, eta = data.draw(st.integers(2, 5)), data.draw(st.floats(.05, .95)), data.draw(st.floats(.05, 5))
+    """The released EMA is mirror descent that pays (1 - g) KL(q || u) beside g KL(q || p)."""
+    m, g = data.draw(st.integers(2, 5)), data.draw(st.floats(.05, .95))
+    eta = data.draw(st.floats(.05, 5))
     A = data.draw(matrices(m, scale=1e-3))
     turn = data.draw(matrices(m, scale=1e-4))
     h = aioli_on(A, rounds=4, eta=eta, ema=g, world=Linear(A, batch=4 * (m - 1), turn=turn))
@@ -247,14 +246,15 @@ def test_averaging_A_from_uniform_is_a_step_anchored_at_uniform(data):
 
 @given(st.integers(2, 3), st.integers(1, 4), seeds)
 def test_a_batch_reweighted_by_the_step_is_a_fair_sample_of_the_new_mixture(m, batch, seed):
-    """lmo.md S16: windows drawn at q and weighted by p_j / q_j, p = egd(q, s, eta), estimate sum_j p_j L_j without bias.
+    """Windows drawn at q and weighted by p_j / q_j, p = egd(q, s, eta), estimate sum_j p_j L_j
+    without bias: exactly, over all batches.
 
-    Exactly, over all batches. Dividing by the batch's sum of weights forgets the scale of the weights and is biased.
+    Dividing by the batch's sum of weights forgets the scale of the weights and is biased.
     """
     rng = rng_of(seed)
     q, s, L = rng.dirichlet(np.ones(m)), rng.uniform(-2, 2, m), rng.uniform(1, 5, m)
     p = egd(q, s, 1.)
-    w = np.exp(s) / (q @ np.exp(s))                                           # what the step multiplies by
+    w = np.exp(s) / (q @ np.exp(s))                                 # what the step multiplies by
     fair = own = own_scaled = 0
     for drawn in itertools.product(range(m), repeat=batch):
         drawn = list(drawn)
@@ -265,12 +265,13 @@ def test_a_batch_reweighted_by_the_step_is_a_fair_sample_of_the_new_mixture(m, b
     same(fair, p @ L)
     same(own, own_scaled)
     if batch == 1:
-        same(own, q @ L)                                                      # nothing of the weights is left
+        same(own, q @ L)                                            # nothing is left of the weights
 
 
 @given(st.data())
 def test_swapping_truth_and_prediction_lowers_R2_of_a_least_squares_fit(data):
-    """lmo.md S17: 2 - 1/R2; and on mixtures a fit without intercept is one with intercept on m - 1 shares (X1)."""
+    """It gives 2 - 1/R2. And on mixtures a fit without intercept is one with intercept on m - 1
+    of the shares."""
     m = data.draw(st.integers(2, 6))
     rng = rng_of(data.draw(seeds))
     P, y = rng.dirichlet(np.ones(m), 3 * m), rng.normal(size=(3 * m, 1))
@@ -283,6 +284,16 @@ def test_swapping_truth_and_prediction_lowers_R2_of_a_least_squares_fit(data):
     assume(r2(y, fitted) > 1e-3)
     same(r2(fitted, y), 2 - 1 / r2(y, fitted), rtol=1e-6)
     assert r2(fitted, y) <= r2(y, fitted)
+
+
+@given(st.data(), etas)
+def test_the_frameworks_update_multiplies_each_share_by_exp_of_eta_times_its_column_of_A(data, eta):
+    """Columns are groups trained on, rows losses, and there may be more or fewer of those."""
+    A = data.draw(matrices(n=data.draw(sizes), scale=1.))
+    m = A.shape[1]
+    p = data.draw(mixtures(m))
+    q = np.array([p[j] * np.exp(eta * sum(A[:, j])) for j in range(m)])
+    same(lmo_step(p, A, eta), q / q.sum())
 
 
 # ---- baselines ----
@@ -301,7 +312,7 @@ def share_of(method, n, **settings):
 
 @given(token_counts(), st.floats(1e3, 1e9))
 def test_natural_shares_repeat_all_groups_equally_often(n, budget):
-    """lmo.md U1: epochs p_j B / n_j are equal exactly for the natural mixture."""
+    """Epochs p_j B / n_j are equal exactly for the natural mixture."""
     epochs = share_of(aioli.natural, n) * budget / n
     same(epochs, epochs[0])
     other = share_of(aioli.natural, n, alpha=.5) * budget / n
@@ -311,7 +322,6 @@ def test_natural_shares_repeat_all_groups_equally_often(n, budget):
 
 @given(token_counts(), st.floats(0, 2), st.floats(0, 2))
 def test_tempering_twice_is_tempering_once_with_the_product(n, a, b):
-    """lmo.md U2."""
     once = share_of(aioli.natural, n, alpha=a)
     same(share_of(aioli.natural, once, alpha=b), share_of(aioli.natural, n, alpha=a * b))
     same(share_of(aioli.natural, n, alpha=a), n ** a / np.sum(n ** a))
@@ -319,7 +329,7 @@ def test_tempering_twice_is_tempering_once_with_the_product(n, a, b):
 
 @given(token_counts(), st.floats(.01, .99))
 def test_the_temperature_form_lies_between_natural_and_uniform_in_divergence(n, alpha):
-    """lmo.md U2: it minimises alpha KL(p || natural) + (1 - alpha) KL(p || u), so that gradient is constant."""
+    """It minimises alpha KL(p || natural) + (1 - alpha) KL(p || u), so that slope is constant."""
     p, nat = share_of(aioli.natural, n, alpha=alpha), n / n.sum()
     slope = alpha * np.log(p / nat) + (1 - alpha) * np.log(p * len(n))
     same(np.ptp(slope), 0, atol=1e-9)
@@ -327,14 +337,13 @@ def test_the_temperature_form_lies_between_natural_and_uniform_in_divergence(n, 
 
 @given(token_counts())
 def test_natural_at_temperature_zero_is_stratified(n):
-    """lmo.md U2, section 1."""
     same(share_of(aioli.natural, n, alpha=0.), share_of(aioli.stratified, n))
     same(share_of(aioli.stratified, n), 1 / len(n))
 
 
 @given(st.integers(2, 6), st.integers(2, 12), seeds)
 def test_grid_search_keeps_the_best_of_what_it_tried(m, runs, seed):
-    """Section 2: its law is a table."""
+    """Its law is a table."""
     rng, h = rng_of(seed), history(m)
     scratch = {f"sweep-{r}": rng.uniform(1, 9, m) for r in range(runs)}
     drive(aioli.grid(h, 10, runs), Scripted(scratch=scratch), h)
@@ -345,25 +354,26 @@ def test_grid_search_keeps_the_best_of_what_it_tried(m, runs, seed):
 
 @given(st.integers(2, 6), st.integers(2, 12), seeds)
 def test_grid_search_is_blind_to_monotone_changes_of_the_objective(m, runs, seed):
-    """lmo.md G2: unlike a law, it only compares."""
+    """Unlike a law, it only compares."""
     L, found = rng_of(seed).uniform(1, 9, runs), []
     for change in (lambda L: L, lambda L: 3 * L + 7, np.exp, np.log):
         h = history(m)
-        drive(aioli.grid(h, 10, runs), Scripted(scratch={f"sweep-{r}": np.full(m, change(L[r])) for r in range(runs)}), h)
+        scratch = {f"sweep-{r}": np.full(m, change(L[r])) for r in range(runs)}
+        drive(aioli.grid(h, 10, runs), Scripted(scratch=scratch), h)
         found.append(h.last.request.p)
     assert all(np.array_equal(found[0], p) for p in found)
 
 
 @given(st.integers(3, 12), seeds)
 def test_a_larger_sweep_that_contains_the_smaller_never_ends_worse(runs, seed):
-    """lmo.md G3."""
     rng = rng_of(seed)
     P, L = rng.dirichlet(np.ones(3), runs), rng.uniform(1, 9, (runs, 3))
     best = []
     for k in (runs - 1, runs):
         h = history(3)
         with swapped(cover=lambda m, runs, rng: P[:runs]):
-            drive(aioli.grid(h, 10, k), Scripted(scratch={f"sweep-{r}": L[r] for r in range(runs)}), h)
+            scratch = {f"sweep-{r}": L[r] for r in range(runs)}
+            drive(aioli.grid(h, 10, k), Scripted(scratch=scratch), h)
         best.append(L[np.flatnonzero((P == h.last.request.p).all(1))[0]].mean())
     assert best[1] <= best[0]
 
@@ -373,7 +383,7 @@ def test_a_larger_sweep_that_contains_the_smaller_never_ends_worse(runs, seed):
 
 @given(st.data())
 def test_skill_it_with_an_endless_window_accumulates_steps(data):
-    """lmo.md K1: p^{t+1} = egd(p^t, s^t) with s^t = sum_i L_i^t G_i; what the graph said at first is forgotten."""
+    """p^{t+1} = egd(p^t, s^t), s^t = sum_i L_i^t G_i; what the graph said at first is forgotten."""
     G, eta = data.draw(matrices(scale=.2)), data.draw(st.floats(.01, 3))
     L = data.draw(tables(m=len(G)))
     p = skillit_weights(G, L, eta=eta, window=len(L))
@@ -385,7 +395,7 @@ def test_skill_it_with_an_endless_window_accumulates_steps(data):
 
 @given(st.data(), st.integers(1, 4))
 def test_skill_it_with_a_window_is_the_step_on_the_difference_of_two_matrices(data, window):
-    """lmo.md K2: A^t - A^{t - window} from the last mixture."""
+    """The step is on A^t - A^{t - window}, from the last mixture."""
     G, eta = data.draw(matrices(scale=.2)), data.draw(st.floats(.01, 3))
     L = data.draw(tables(m=len(G)))
     p = skillit_weights(G, L, eta=eta, window=window)
@@ -396,7 +406,7 @@ def test_skill_it_with_a_window_is_the_step_on_the_difference_of_two_matrices(da
 
 @given(st.data())
 def test_skill_it_with_window_one_forgets_all_but_the_last_losses(data):
-    """lmo.md K2: a softmax of eta s^t."""
+    """It is a softmax of eta s^t."""
     G, eta = data.draw(matrices(scale=.2)), data.draw(st.floats(.01, 3))
     L = data.draw(tables(m=len(G)))
     p = skillit_weights(G, L, eta=eta, window=1)
@@ -406,34 +416,34 @@ def test_skill_it_with_window_one_forgets_all_but_the_last_losses(data):
 
 @given(tables(), st.floats(.01, 3))
 def test_skill_it_without_transfer_is_a_softmax_of_the_losses(L, eta):
-    """lmo.md K3: G = I, window 1: the online mixing softmax(loss / T) of fine-tuning kits, T = 1 / eta."""
+    """G = I and window 1: the online mixing softmax(loss / T) of fine-tuning kits, T = 1 / eta."""
     p = skillit_weights(np.eye(L.shape[1]), L, eta=eta, window=1)
     same(p[1:], [softmax(row * eta) for row in L])
 
 
 @given(tables(), st.floats(.01, 3))
 def test_skill_it_without_transfer_is_doremi_without_a_reference(L, eta):
-    """lmo.md K3, R6: G = I and an endless window; reference losses 0 and no smoothing."""
+    """G = I and an endless window; reference losses 0 and no smoothing."""
     p = skillit_weights(np.eye(L.shape[1]), L, eta=eta, window=len(L))
     w, _ = doremi_weights(L, eta=eta, smoothing=0)
     same(p[1:], w)
 
 
 @given(st.data(), st.floats(.1, 5))
-def test_a_shift_of_all_losses_leaves_skill_it_alone_exactly_when_the_column_sums_of_its_graph_are_equal(data, shift):
-    """lmo.md K4, both ways."""
+def test_a_shift_of_all_losses_leaves_skill_it_alone_exactly_when_its_graph_has_equal_column_sums(
+        data, shift):
     G = data.draw(matrices(scale=.2))
     L = data.draw(tables(m=len(G)))
     level = G - G.mean(0)                                                     # column sums 0
     same(skillit_weights(level, L + shift), skillit_weights(level, L))
     assume(np.ptp(G.sum(0)) > .05)
-    moved = np.log(skillit_weights(G, L + shift, window=1)) - np.log(skillit_weights(G, L, window=1))
+    shifted, plain = (skillit_weights(G, losses, window=1) for losses in (L + shift, L))
+    moved = np.log(shifted) - np.log(plain)
     same(moved[1] - moved[1, 0], .2 * shift * (G.sum(0) - G.sum(0)[0]), atol=1e-9)
 
 
 @given(st.data())
 def test_a_graph_in_which_all_groups_teach_alike_keeps_skill_it_uniform(data):
-    """lmo.md K5."""
     m = data.draw(sizes)
     G = np.repeat(data.draw(matrices(1, n=m, scale=.2)), m, axis=1)
     same(skillit_weights(G, data.draw(tables(m=len(G)))), 1 / len(G))
@@ -441,7 +451,7 @@ def test_a_graph_in_which_all_groups_teach_alike_keeps_skill_it_uniform(data):
 
 @given(st.data(), st.sampled_from([1e-3, .7, 20.]))
 def test_the_unit_of_the_loss_is_part_of_skill_its_eta(data, unit):
-    """lmo.md K6: losses times a is eta times a, from the second mixture on."""
+    """Losses times a number are eta times that number, from the second mixture on."""
     G = data.draw(matrices(scale=.1))
     L = data.draw(tables(m=len(G)))
     same(skillit_weights(G, unit * L, eta=.1)[1:], skillit_weights(G, L, eta=.1 * unit)[1:])
@@ -449,7 +459,7 @@ def test_the_unit_of_the_loss_is_part_of_skill_its_eta(data, unit):
 
 @given(st.data())
 def test_a_graph_may_be_negative_and_more_of_a_column_is_more_of_the_group(data):
-    """lmo.md, 4 (FALSE: negative entries cannot be used): the mixture is monotone in every entry."""
+    """Negative entries can be used, too: the mixture is monotone in every entry."""
     G = data.draw(matrices(scale=.2))
     L, (i, j) = data.draw(tables(m=len(G))), rng_of(data.draw(seeds)).integers(0, len(G), 2)
     more = G + .1 * np.outer(np.eye(len(G))[i], np.eye(len(G))[j])
@@ -461,7 +471,7 @@ def test_a_graph_may_be_negative_and_more_of_a_column_is_more_of_the_group(data)
 
 @given(st.data(), st.floats(.01, 3))
 def test_doremi_moves_log_odds_by_the_difference_of_the_excess(data, eta):
-    """lmo.md R2: eta (max - min) at most, exactly eta times the difference, without smoothing."""
+    """Exactly eta times the difference, so eta (max - min) at most, without smoothing."""
     excess = data.draw(tables(low=0.))
     w, _ = doremi_weights(excess, eta=eta, smoothing=0)
     logs = np.log(np.vstack((np.full(excess.shape[1], 1 / excess.shape[1]), w)))
@@ -472,7 +482,6 @@ def test_doremi_moves_log_odds_by_the_difference_of_the_excess(data, eta):
 
 @given(st.data(), st.floats(-5, 5))
 def test_doremi_ignores_a_shift_of_proxy_and_reference_alike(data, shift):
-    """lmo.md R3."""
     A = data.draw(matrices(scale=1e-2))
     ends = []
     for L0 in (np.full(len(A), 7.), np.full(len(A), 7. + shift)):
@@ -484,14 +493,14 @@ def test_doremi_ignores_a_shift_of_proxy_and_reference_alike(data, shift):
 
 @given(st.data(), st.floats(-.5, 5))
 def test_doremi_ignores_a_shift_of_the_proxy_while_nothing_is_clipped(data, shift):
-    """lmo.md R4, S2: without smoothing or with, as long as excess stays positive."""
+    """With smoothing or without, as long as the excess stays positive."""
     excess = data.draw(tables(low=.5))
     same(doremi_weights(np.maximum(excess + shift, 0))[0], doremi_weights(excess)[0])
 
 
 @given(st.data(), st.floats(.01, 3))
 def test_doremi_is_group_dros_exponentiated_ascent(data, eta):
-    """lmo.md R6: no smoothing, no reference: w_j <- w_j exp(eta L_j) / Z."""
+    """No smoothing, no reference: w_j <- w_j exp(eta L_j) / Z."""
     L = data.draw(tables())
     w, q = doremi_weights(L, eta=eta, smoothing=0)[0], np.full(L.shape[1], 1 / L.shape[1])
     for t in range(len(L)):
@@ -502,15 +511,15 @@ def test_doremi_is_group_dros_exponentiated_ascent(data, eta):
 
 @given(st.data())
 def test_doremis_last_weights_do_not_know_the_order_of_the_excess(data):
-    """lmo.md R7: without smoothing."""
+    """Without smoothing."""
     excess, seed = data.draw(tables(low=0., high=2.)), data.draw(seeds)
     order = rng_of(seed).permutation(len(excess))
-    same(doremi_weights(excess[order], smoothing=0)[0][-1], doremi_weights(excess, smoothing=0)[0][-1])
+    as_drawn, reordered = (doremi_weights(e, smoothing=0)[0] for e in (excess, excess[order]))
+    same(reordered[-1], as_drawn[-1])
 
 
 @given(st.data())
 def test_doremi_and_doge_commute_with_relabelling(data):
-    """lmo.md R9, S6."""
     m = data.draw(sizes)
     rng = rng_of(data.draw(seeds))
     order, excess = rng.permutation(m), rng.uniform(0, 2, (6, m))
@@ -525,7 +534,7 @@ def test_doremi_and_doge_commute_with_relabelling(data):
 
 @given(st.integers(2, 6), seeds)
 def test_clipping_token_by_token_never_lowers_a_score_of_doremi(m, seed):
-    """lmo.md R1: equal where a group's tokens all have one sign; elsewhere the two rules part."""
+    """Equal where a group's tokens all have one sign; elsewhere the two rules part."""
     tokens = rng_of(seed).normal(size=(5, m, 12))
     tokens[:, 0] = np.abs(tokens[:, 0])
     each, group = np.maximum(tokens, 0).mean(2), np.maximum(tokens.mean(2), 0)
@@ -535,7 +544,8 @@ def test_clipping_token_by_token_never_lowers_a_score_of_doremi(m, seed):
     tokens[:, m - 1] = -np.abs(tokens[:, m - 1])
     same(np.maximum(tokens, 0).mean(2)[:, m - 1], 0)
     one_sign = np.where(tokens.mean(2, keepdims=True) > 0, np.abs(tokens), -np.abs(tokens))
-    same(doremi_weights(np.maximum(one_sign, 0).mean(2))[0], doremi_weights(np.maximum(one_sign.mean(2), 0))[0])
+    by_token, by_group = np.maximum(one_sign, 0).mean(2), np.maximum(one_sign.mean(2), 0)
+    same(doremi_weights(by_token)[0], doremi_weights(by_group)[0])
 
 
 # ---- DoGE ----
@@ -543,7 +553,7 @@ def test_clipping_token_by_token_never_lowers_a_score_of_doremi(m, seed):
 
 @st.composite
 def gentle_gradients(draw, steps=4):
-    """Gradients that DoGE cuts nowhere: norms in [.5, 1], every product with the target positive."""
+    """Gradients that DoGE cuts nowhere: norms in [.5, 1], all products with targets positive."""
     m, rng = draw(sizes), rng_of(draw(seeds))
     found = []
     for _ in range(steps):
@@ -555,19 +565,19 @@ def gentle_gradients(draw, steps=4):
 
 @given(gentle_gradients(), st.sampled_from([.01, .05, 1.]))
 def test_doge_is_the_step_on_gradient_products_where_nothing_is_cut(pairs, mu):
-    """lmo.md 5.4: A[i, j] = <gradient of loss i, gradient of loss j>, eta = lr / (mu m mean norm)."""
+    """A[i, j] = <gradient of loss i, gradient of loss j>, eta = lr / (mu m mean norm)."""
     m, lr = len(pairs[0][0]), [1e-3, 3e-3, 2e-3, 1e-3]
     w, _ = doge_weights([gradient_signals(G, V) for G, V in pairs], lr, mu=mu)
     p = np.full(m, 1 / m)
     for t, (G, V) in enumerate(pairs):
-        A = np.array([[V[i] @ G[j] for j in range(m)] for i in range(m)])
+        A = np.einsum("id,jd->ij", V, G)
         p = egd(p, A.sum(0), lr[t] / (mu * m * (np.linalg.norm(G, axis=1).mean() + 1e-6)))
         same(w[t], p)
 
 
 @given(gentle_gradients(steps=2))
 def test_doges_mean_score_is_the_product_of_the_step_it_takes_with_the_target(pairs):
-    """lmo.md E3: <p, scores> = <sum_j p_j g_j, target>, here relative to group 0's score."""
+    """<p, scores> = <sum_j p_j g_j, target>, here relative to group 0's score."""
     w, _ = doge_weights([gradient_signals(G, V) for G, V in pairs], [1e-3] * 2, mu=.01)
     (G, V), p = pairs[1], w[0]
     relative = np.log(w[1] / w[0]) - np.log(w[1, 0] / w[0, 0])
@@ -577,7 +587,8 @@ def test_doges_mean_score_is_the_product_of_the_step_it_takes_with_the_target(pa
 
 @given(st.integers(2, 8), seeds, st.sampled_from([1., 5., 1e6]))
 def test_doge_with_long_gradients_scores_by_cosines(m, seed, cap):
-    """lmo.md E5: all norms at least 1, so lengths do not matter and the upper cut of 1 learning rate cannot bind."""
+    """All norms at least 1: then lengths do not matter, and the upper cut of one learning rate
+    cannot bind."""
     rng = rng_of(seed)
     G, V = rng.normal(size=(2, m, 6))
     unit, V = G / np.linalg.norm(G, axis=1)[:, None], V / np.linalg.norm(V.mean(0)) * 3
@@ -589,7 +600,7 @@ def test_doge_with_long_gradients_scores_by_cosines(m, seed, cap):
 
 @given(st.integers(2, 8), seeds, st.floats(.1, 10))
 def test_doge_moves_log_odds_by_at_most_cap_learning_rates_per_mu(m, seed, cap):
-    """lmo.md E7: and by nothing while the learning rate is 0."""
+    """And by nothing while the learning rate is 0."""
     rng, lr = rng_of(seed), [0., 1e-3, 5e-4, 1e-2]
     signals = [gradient_signals(rng.normal(size=(m, 3)) * rng.choice([1e-3, 1, 10], (m, 1)),
                                 5 * rng.normal(size=(m, 3))) for _ in lr]
@@ -600,8 +611,8 @@ def test_doge_moves_log_odds_by_at_most_cap_learning_rates_per_mu(m, seed, cap):
 
 
 @given(st.integers(2, 6), seeds, st.integers(1, 5))
-def test_where_losses_are_linear_in_the_weights_learn_params_and_doge_measure_the_same_A(m, seed, probe):
-    """lmo.md E1, E2: L_i = <C_i, theta>, gradients G_j, plain SGD: both are C G^T, up to lr times steps per probe."""
+def test_where_losses_are_linear_in_the_weights_learn_params_and_doge_measure_one_A(m, seed, probe):
+    """L_i = <C_i, theta>, gradients G_j, plain SGD: both are C G^T, up to lr times probe steps."""
     rng, lr, theta = rng_of(seed), 1e-2, [np.zeros(9)]
     C, G = rng.normal(size=(2, m, 9))
 
@@ -609,7 +620,7 @@ def test_where_losses_are_linear_in_the_weights_learn_params_and_doge_measure_th
         for _ in range(request.steps):
             theta[0] = theta[0] - lr * request.p @ G
         return dict(loss=C @ theta[0])
-    doge = np.array([[C[i] @ G[j] for j in range(m)] for i in range(m)])
+    doge = np.einsum("id,jd->ij", C, G)
     same(measure(sgd, m, probe=probe), probe * lr * doge, atol=1e-10)
 
 
@@ -618,7 +629,7 @@ def test_where_losses_are_linear_in_the_weights_learn_params_and_doge_measure_th
 
 @given(sizes, st.integers(1, 6), st.integers(1, 4))
 def test_probe_mixtures_are_a_multiple_of_the_identity_plus_a_constant(m, own, rest):
-    """lmo.md A2: P = (f - g) I + g 11^T, so a common level passes unchanged and noise grows by 1 / (f - g)."""
+    """P = (f - g) I + g 11^T: a common level passes unchanged and noise grows by 1 / (f - g)."""
     own += rest
     windows = own + rest * (m - 1)
     P = probe_counts(range(m), m, own / windows, windows) / windows
@@ -626,20 +637,21 @@ def test_probe_mixtures_are_a_multiple_of_the_identity_plus_a_constant(m, own, r
     same(P, (f - g) * np.eye(m) + g)
     same(np.linalg.inv(P), (np.eye(m) - g) / (f - g), atol=1e-10)
     same(np.linalg.cond(P), (m - 1) / (m * f - 1), rtol=1e-7)
-    noise = np.subtract(np.eye(m)[0], np.eye(m)[1])[:, None]                  # what one loss fell too much, too little
+    noise = np.subtract(np.eye(m)[0], np.eye(m)[1])[:, None]        # one loss fell too much
     same(fit_linear_dynamic(P, noise), noise.T / (f - g), atol=1e-10)
     same(fit_linear_dynamic(P, np.ones((m, 1))), 1, rtol=1e-8)
 
 
 @example(m=3, windows=8, f=.4)
 @given(m=st.integers(2, 8), windows=st.integers(1, 60), f=st.floats(.1, 1))
-def test_a_sweep_of_probes_trains_every_group_equally_and_each_probe_its_own_group_most(m, windows, f):
-    """lmo.md 10.3: with integer counts too, so that measuring alone is stratified."""
+def test_a_sweep_of_probes_trains_every_group_equally_and_each_probe_its_own_most(m, windows, f):
+    """With integer counts too, so that measuring alone is stratified."""
     try:
         counts = probe_counts(range(m), m, f, windows)
     except ValueError:
         assume(False)
-    assert np.all(counts.sum(1) == windows) and np.all(counts.sum(0) == windows) and counts.min() >= 0
+    assert np.all(counts.sum(1) == windows) and np.all(counts.sum(0) == windows)
+    assert counts.min() >= 0
     assert np.all(np.diag(counts) == round(f * windows))
     others = counts[~np.eye(m, dtype=bool)]
     assert np.ptp(others) <= 1 and np.diag(counts).min() > others.max()
@@ -647,7 +659,7 @@ def test_a_sweep_of_probes_trains_every_group_equally_and_each_probe_its_own_gro
 
 @given(st.data(), etas)
 def test_solving_for_A_only_rescales_eta_when_nothing_is_normalised(data, eta):
-    """lmo.md A3: column sums of the raw drops, with eta (m - 1) / (m f - 1), give the same step."""
+    """Column sums of the raw drops, with eta (m - 1) / (m f - 1), give the same step."""
     A = data.draw(matrices(scale=1e-3))
     m, p, drops = len(A), data.draw(mixtures(len(A))), []
     world = Linear(A)
@@ -659,13 +671,14 @@ def test_solving_for_A_only_rescales_eta_when_nothing_is_normalised(data, eta):
         found = measure(world, m, sweeps=1)
     P, D = drops[0]
     G = np.zeros((m, m))
-    G[:, P.argmax(1)] = D.T                                                   # the paper's G: drops by probed group
-    same(egd(p, found.sum(0), eta), egd(p, G.sum(0), eta * (m - 1) / (m * .75 - 1)), rtol=1e-8)
+    G[:, P.argmax(1)] = D.T                                 # the paper's G: drops by probed group
+    eta_of_drops = eta * (m - 1) / (m * .75 - 1)
+    same(egd(p, found.sum(0), eta), egd(p, G.sum(0), eta_of_drops), rtol=1e-8)
 
 
 @given(st.data(), etas)
 def test_learning_that_every_probe_shares_is_a_row_shift_of_A(data, eta):
-    """lmo.md A4: found A = A + d 1^T, and the un-normalised step does not see d."""
+    """What is found is A + d 1^T, and the un-normalised step does not see d."""
     A = data.draw(matrices(scale=1e-3))
     m, p = len(A), data.draw(mixtures(len(A)))
     d = data.draw(matrices(m, n=1, scale=1e-2))[0]
@@ -676,7 +689,7 @@ def test_learning_that_every_probe_shares_is_a_row_shift_of_A(data, eta):
 
 @given(st.data())
 def test_the_diagonal_estimate_takes_in_what_the_rest_of_the_probe_taught(data):
-    """lmo.md A11: A_jj + (g / f) sum of row j off the diagonal; exact exactly when those sums are 0."""
+    """A_jj + (g / f) times row j's sum off the diagonal; exact exactly where those sums are 0."""
     A = data.draw(matrices(scale=1e-3))
     m = len(A)
     f, g = .75, .25 / (m - 1)
@@ -691,7 +704,7 @@ def test_the_diagonal_estimate_takes_in_what_the_rest_of_the_probe_taught(data):
 
 @given(st.data(), st.floats(.01, 3))
 def test_aioli_moves_log_odds_by_at_most_eta_a_round_whatever_it_measures(data, eta):
-    """lmo.md A6: the normalised column sums lie in the simplex; eta T after T rounds."""
+    """The normalised column sums lie in the simplex; so eta T after T rounds."""
     m, seed = data.draw(st.integers(2, 6)), data.draw(seeds)
     h, rng = history(m, 4 * (m - 1)), rng_of(seed)
     noise = Scripted(losses=rng.normal(5, 1, (5 * (2 * m + 1) + 1, m)))
@@ -705,7 +718,7 @@ def test_aioli_moves_log_odds_by_at_most_eta_a_round_whatever_it_measures(data, 
 
 @given(st.data(), st.floats(.01, 3), st.floats(.01, .9))
 def test_aioli_with_ema_can_never_leave_a_box_around_uniform(data, eta, ema):
-    """lmo.md A7: [1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)] whatever it measures, and it gets to the edge."""
+    """[1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)], whatever it measures; the edge is reached."""
     m, seed = data.draw(st.integers(2, 6)), data.draw(seeds)
     low, high = 1 / (m - 1 + np.exp(eta)), np.exp(eta) / (m - 1 + np.exp(eta))
     h, rng = history(m, 4 * (m - 1)), rng_of(seed)
@@ -715,12 +728,16 @@ def test_aioli_with_ema_can_never_leave_a_box_around_uniform(data, eta, ema):
     assert low - 1e-12 <= p.min() and p.max() <= high + 1e-12
     one = np.zeros((m, m))
     one[:, 0] = 1e-3
-    same(aioli_on(one, rounds=5, eta=eta, ema=ema).last.request.p, [high] + [low] * (m - 1), rtol=1e-7)
+    edge = aioli_on(one, rounds=5, eta=eta, ema=ema).last.request.p
+    same(edge, [high] + [low] * (m - 1), rtol=1e-7)
 
 
-@pytest.mark.parametrize("m, eta, low, high", [(2, .2, .450, .550), (3, .1, .322, .356), (7, 1., .115, .312)])
+BOXES = [(2, .2, .450, .550), (3, .1, .322, .356), (7, 1., .115, .312)]
+
+
+@pytest.mark.parametrize("m, eta, low, high", BOXES)
 def test_the_released_settings_keep_aioli_within_a_few_points_of_uniform(m, eta, low, high):
-    """lmo.md A7's numbers: m = 2, 3, 7 with eta .2, .1, 1, after 20 rounds of the strongest A there is."""
+    """The paper's m = 2, 3, 7 with eta .2, .1, 1, after 20 rounds of the strongest A there is."""
     best, worst = np.zeros((2, m, m))
     best[:, 0], worst[:, 1:] = 1e-3, 1e-3
     assert round(aioli_on(best, rounds=20, eta=eta, ema=.1).last.request.p[0], 3) == high
@@ -731,7 +748,6 @@ def test_the_released_settings_keep_aioli_within_a_few_points_of_uniform(m, eta,
 
 @given(matrices(), scales)
 def test_normalising_twice_is_normalising_once_and_units_drop_out(A, unit):
-    """lmo.md A8."""
     same(normalise(normalise(A)), normalise(A))
     same(normalise(unit * A), normalise(A))
     same(normalise(A).sum(), 1)
@@ -740,7 +756,6 @@ def test_normalising_twice_is_normalising_once_and_units_drop_out(A, unit):
 
 @given(st.data(), etas)
 def test_normalising_a_matrix_without_negatives_divides_eta_by_its_sum(data, eta):
-    """lmo.md A8."""
     A = np.abs(data.draw(matrices()))
     p = data.draw(mixtures(len(A)))
     same(egd(p, normalise(A).sum(0), eta), egd(p, A.sum(0), eta / A.sum()))
@@ -748,17 +763,18 @@ def test_normalising_a_matrix_without_negatives_divides_eta_by_its_sum(data, eta
 
 @given(matrices())
 def test_normalising_keeps_the_order_of_the_column_sums(A):
-    """lmo.md A8: and their differences up to one factor, as the lift adds the same to all."""
+    """And their differences up to one factor, as the lift adds the same to all."""
     plain, scaled = A.sum(0), normalise(A).sum(0)
     order = np.argsort(plain)
     assert np.all(np.diff(scaled[order]) >= -1e-12)
     gaps = np.subtract.outer(plain, plain), np.subtract.outer(scaled, scaled)
-    same(gaps[1] * (A - min(A.min(), 0)).sum() / np.abs(A).max(), gaps[0] / np.abs(A).max(), atol=1e-9)
+    largest, total = np.abs(A).max(), (A - min(A.min(), 0)).sum()
+    same(gaps[1] * total / largest, gaps[0] / largest, atol=1e-9)
 
 
 @given(sizes, scales)
 def test_a_matrix_that_tells_nothing_updates_nothing(m, scale):
-    """lmo.md A15: all entries zero, or equal and negative: 0 / 0 in the release, no update here."""
+    """All entries zero, or equal and negative: 0 / 0 in the release, no update here."""
     for level in (0., -scale):
         assert not normalise(np.full((m, m), level)).any()
     h = history(m, 4 * (m - 1))
@@ -768,13 +784,15 @@ def test_a_matrix_that_tells_nothing_updates_nothing(m, scale):
 
 @given(st.data())
 def test_aioli_out_of_distribution_uses_the_row_of_its_target_only(data):
-    """lmo.md A12: and never trains on the target."""
+    """And it never trains on the target."""
     A = data.draw(matrices(m=data.draw(st.integers(3, 8)), scale=1e-3))
     other = data.draw(matrices(m=len(A), scale=1e-3))
     i = data.draw(st.integers(0, len(A) - 1))
     other[i] = A[i]
-    p = [mixtures_of(aioli_on(B, method=aioli.aioli_ood, rounds=2, batch=4 * (len(A) - 2), target=NAMES[i]), probes=True)
-         for B in (A, other)]
+    p = []
+    for B in (A, other):
+        h = aioli_on(B, method=aioli.aioli_ood, rounds=2, batch=4 * (len(A) - 2), target=NAMES[i])
+        p.append(mixtures_of(h, probes=True))
     same(*p, rtol=1e-8)
     assert not p[0][:, i].any()
     row = np.delete(A[i], i)
@@ -783,22 +801,24 @@ def test_aioli_out_of_distribution_uses_the_row_of_its_target_only(data):
 
 
 @given(st.data(), st.floats(.01, 2))
-def test_a_target_that_is_the_mean_of_the_groups_makes_out_of_distribution_aioli_plain_aioli(data, eta):
-    """lmo.md A12: with eta times n un-normalised; with the same eta where A has no negative entries and is normalised."""
+def test_out_of_distribution_aioli_aiming_at_the_mean_of_the_groups_is_plain_aioli(data, eta):
+    """With eta times n un-normalised; with the same eta where A has no negative entries and is
+    normalised."""
     n = data.draw(sizes)
     A = data.draw(matrices(n, scale=1e-3))
-    for A, keep, factor in ((A, lambda A: 1e3 * A, n), (np.abs(A), normalise, 1)):
+    cases = (A, lambda raw: 1e3 * raw, n), (np.abs(A), normalise, 1)
+    for inner, keep, factor in cases:
         wide = np.zeros((n + 1, n + 1))
-        wide[:n, :n], wide[n, :n], wide[:, n] = A, A.mean(0), 7e-3
+        wide[:n, :n], wide[n, :n], wide[:, n] = inner, inner.mean(0), 7e-3
         with swapped(normalise=keep):
-            ood = aioli_on(wide, 64 * n, aioli.aioli_ood, rounds=2, batch=4 * (n - 1), eta=factor * eta)
-            plain = aioli_on(A, 64 * n, rounds=2, eta=eta)
+            ood = aioli_on(wide, 64 * n, aioli.aioli_ood, rounds=2, batch=4 * (n - 1),
+                           eta=factor * eta)
+            plain = aioli_on(inner, 64 * n, rounds=2, eta=eta)
         same(mixtures_of(ood)[:, :n], mixtures_of(plain), rtol=1e-7)
 
 
 @given(st.data())
 def test_aioli_with_a_single_round_is_its_static_form(data):
-    """lmo.md A13, section 10."""
     A = data.draw(matrices(scale=1e-3))
     static, once = aioli_on(A, 200, aioli.aioli_static), aioli_on(A, 200, rounds=1)
     same(mixtures_of(static, probes=True), mixtures_of(once, probes=True))
@@ -806,7 +826,7 @@ def test_aioli_with_a_single_round_is_its_static_form(data):
 
 @given(st.data())
 def test_the_static_form_keeps_what_it_measured_first(data):
-    """Section 6.1: the world turns, the mixture does not."""
+    """The world turns, the mixture does not."""
     A, turn = data.draw(matrices(4, scale=1e-3)), data.draw(matrices(4, scale=1e-3))
     h = aioli_on(A, 2000, aioli.aioli_static, world=Linear(A, batch=12, turn=turn))
     assert len(mixtures_of(h)) == 1
@@ -815,12 +835,40 @@ def test_the_static_form_keeps_what_it_measured_first(data):
     same(p[0], mixtures_of(h)[0], rtol=1e-8)
 
 
-# ---- reductions: one method is another (section 10 of lmo.md) ----
+# ---- reductions: one method is another ----
+
+
+A3 = np.array([[3., -1., .2], [.5, 1., 0.], [-.3, .1, 2.]]) * 1e-3
+LOSSES = np.array([[3., 2., 1.], [2., 2., 1.], [1., 1.5, 1.]])
+ONLINE = dict(              # what each method trains on, or weighs its proxy's loss with
+    skillit=lambda: skillit_weights(100 * A3, LOSSES),
+    doremi=lambda: (doremi_weights(LOSSES, smoothing=.1)[0] - .1 / 3) / .9,
+    doge=lambda: doge_weights([gradient_signals(np.eye(3), LOSSES)] * 3, [1e-3] * 3)[0],
+    aioli=lambda: mixtures_of(aioli_on(A3, rounds=3)),
+    ema=lambda: mixtures_of(aioli_on(A3, rounds=3, ema=.1)),
+    aioli_static=lambda: mixtures_of(aioli_on(A3, method=aioli.aioli_static)),
+    aioli_diagonal=lambda: mixtures_of(aioli_on(A3, method=aioli.aioli_diagonal, rounds=3)))
+
+
+@pytest.mark.parametrize("method", ONLINE)
+def test_an_online_method_is_its_choice_of_A_and_the_frameworks_update(method):
+    """Whatever lmo_step returns is what it uses next, up to DoReMi's smoothing."""
+    matrices, returned, rng = [], [], rng_of(0)
+
+    def spy(p, A, eta):
+        matrices.append(A)
+        returned.append(rng.dirichlet(np.ones(3)))
+        return returned[-1]
+    with swapped(lmo_step=spy):
+        used = ONLINE[method]()
+    same(used, returned)
+    assert len(returned) == dict(skillit=4, aioli_static=1).get(method, 3)
+    assert all(A.ndim == 2 and A.shape[1] == 3 and A.any() for A in matrices)
 
 
 @given(st.data())
 def test_every_online_method_with_equal_column_sums_is_stratified(data):
-    """lmo.md A13, section 10: A = 0, eta = 0 or equal column sums."""
+    """A = 0, eta = 0 or equal column sums."""
     A = data.draw(matrices(m=data.draw(st.integers(2, 6)), scale=1e-3))
     m, level = len(A), A - A.sum(0) / len(A) + 2e-3                           # equal column sums
     same(mixtures_of(aioli_on(level, rounds=3)), 1 / m, rtol=1e-7)
@@ -835,51 +883,54 @@ def test_every_online_method_with_equal_column_sums_is_stratified(data):
 
 
 @given(st.data(), st.floats(.01, 3))
-def test_aioli_told_the_graph_times_the_losses_is_skill_it(data, eta):
-    """lmo.md A14: A[i, j] = L_i G[i, j], endless window."""
+def test_aioli_given_the_graph_times_the_losses_is_skill_it(data, eta):
+    """A[i, j] = L_i G[i, j], endless window."""
     G = data.draw(matrices(scale=.2))
     L = data.draw(tables(m=len(G)))
     skillit = skillit_weights(G, L, eta=eta, window=len(L))
-    same(aioli_told([loss[:, None] * G for loss in L], eta), skillit[1:])
+    same(aioli_given([loss[:, None] * G for loss in L], eta), skillit[1:])
 
 
 @given(st.data(), st.floats(.01, 3))
-def test_aioli_told_the_excess_losses_is_doremi(data, eta):
-    """lmo.md A14: A = diag(excess), no smoothing."""
+def test_aioli_given_the_excess_losses_is_doremi(data, eta):
+    """A = diag(excess), no smoothing."""
     excess = data.draw(tables(low=0.))
-    same(aioli_told([np.diag(e) for e in excess], eta), doremi_weights(excess, eta=eta, smoothing=0)[0])
+    doremi, _ = doremi_weights(excess, eta=eta, smoothing=0)
+    same(aioli_given([np.diag(e) for e in excess], eta), doremi)
 
 
 @given(gentle_gradients())
-def test_aioli_told_the_gradient_products_is_doge(pairs):
-    """lmo.md A14: where no cut is active, gradients of norm 1; eta = lr / (mu m)."""
+def test_aioli_given_the_gradient_products_is_doge(pairs):
+    """Where no cut is active, gradients of norm 1; eta = lr / (mu m)."""
     pairs = [(G / np.linalg.norm(G, axis=1)[:, None], V) for G, V in pairs]
     m = len(pairs[0][0])
     doge, _ = doge_weights([gradient_signals(G, V) for G, V in pairs], [2e-3] * len(pairs), mu=.01)
-    same(aioli_told([V @ G.T for G, V in pairs], 2e-3 / (.01 * m * (1 + 1e-6))), doge)
+    same(aioli_given([V @ G.T for G, V in pairs], 2e-3 / (.01 * m * (1 + 1e-6))), doge)
 
 
 @given(st.data())
 def test_the_diagonal_ablation_is_aioli_where_no_group_affects_another(data):
-    """lmo.md section 10, A11."""
     A = np.diag(data.draw(matrices(1, n=data.draw(sizes), scale=1e-3))[:, 0])
-    same(mixtures_of(aioli_on(A, method=aioli.aioli_diagonal, rounds=3)), mixtures_of(aioli_on(A, rounds=3)), rtol=1e-7)
+    diagonal = aioli_on(A, method=aioli.aioli_diagonal, rounds=3)
+    same(mixtures_of(diagonal), mixtures_of(aioli_on(A, rounds=3)), rtol=1e-7)
 
 
 @given(st.data())
 def test_relabelling_the_groups_relabels_what_aioli_and_skill_it_do(data):
-    """lmo.md S6, whatever the order of the probes."""
+    """Whatever the order of the probes."""
     A, seed = data.draw(matrices(scale=1e-3)), data.draw(seeds)
     order = rng_of(seed).permutation(len(A))
     moved = A[np.ix_(order, order)]
-    same(mixtures_of(aioli_on(A, rounds=2))[:, order], mixtures_of(aioli_on(moved, rounds=2, seed=seed)), rtol=1e-7)
+    plain, relabelled = aioli_on(A, rounds=2), aioli_on(moved, rounds=2, seed=seed)
+    same(mixtures_of(plain)[:, order], mixtures_of(relabelled), rtol=1e-7)
     L, L0 = data.draw(tables(4, len(A))), np.linspace(2, 3, len(A))
-    same(skillit_weights(100 * A, L, L0)[:, order], skillit_weights(100 * moved, L[:, order], L0[order]))
+    relabelled = skillit_weights(100 * moved, L[:, order], L0[order])
+    same(skillit_weights(100 * A, L, L0)[:, order], relabelled)
 
 
 @given(st.data())
 def test_the_group_that_lowers_every_loss_most_gains(data):
-    """Orientation: columns are what is trained on, rows what is evaluated, for every method that measures."""
+    """Columns are what is trained on, rows what is evaluated, for every method that measures."""
     A, j = data.draw(matrices(scale=1e-3)), data.draw(st.integers(0, 7))
     m, j = len(A), j % len(A)
     A[:, j] = A.max(1) + 1e-3
@@ -889,33 +940,34 @@ def test_the_group_that_lowers_every_loss_most_gains(data):
     p = skillit_weights(100 * A, np.full((3, m), 3.))[-1]
     assert p.argmax() == j and p[j] > 1 / m
     for norm in (.5, 1.):
-        w, _ = doge_weights([dict(A=np.abs(A), norm=np.full(m, norm), target_norm=1.)], [1e-3], mu=.01)
+        signals = dict(A=np.abs(A), norm=np.full(m, norm), target_norm=1.)
+        w, _ = doge_weights([signals], [1e-3], mu=.01)
         assert np.array_equal(w[0].argmax(), np.abs(A).sum(0).argmax())
 
 
-# ---- plausible, and false (section 10.1 of lmo.md) ----
+# ---- plausible, and false ----
 
 
 def test_false_that_the_step_can_revive_a_group():
-    """lmo.md 10.1 no. 1: at share 0 no score brings it back."""
+    """At share 0 no score brings it back."""
     assert egd([0., 1.], [1e6, 0.], eta=1.)[0] == 0
 
 
 def test_false_that_the_optimum_of_a_linear_law_is_a_mixture():
-    """lmo.md 10.1 no. 2: repeated steps run into a corner, however close the scores."""
+    """Repeated steps run into a corner, however close the scores."""
     p = egd([.5, .5], [1., .99], eta=1e4)
     assert p[0] > 1 - 1e-9
 
 
 def test_false_that_the_larger_diagonal_wins():
-    """lmo.md 10.1 no. 3: group 1 teaches itself less than group 0 does, but teaches group 0 too."""
+    """Group 1 teaches itself less than group 0 does, but teaches group 0 too."""
     A = np.array([[3., 2.5], [-1., 2.]]) * 1e-3
     assert aioli_on(A, rounds=5).last.request.p[1] > .5
     assert aioli_on(A, method=aioli.aioli_diagonal, rounds=5).last.request.p[1] < .5
 
 
 def test_false_that_the_average_weight_is_the_last_or_the_softmax_of_the_average_score():
-    """lmo.md 10.1 no. 4, R7: and the average knows the order of the excess, even without smoothing."""
+    """And the average knows the order of the excess, even without smoothing."""
     excess = np.array([[3., 0.], [0., 1.], [0., 4.]])
     w, p = doremi_weights(excess, smoothing=0)
     differ(p, w[-1], .01)
@@ -925,13 +977,14 @@ def test_false_that_the_average_weight_is_the_last_or_the_softmax_of_the_average
 
 
 def test_false_that_smoothing_keeps_the_order_free_sum():
-    """lmo.md 10.1 no. 5: with c > 0 the last weights depend on the order."""
+    """With c > 0 the last weights depend on the order."""
     excess = np.array([[2., 0.], [0., 2.]])
-    differ(doremi_weights(excess, smoothing=.1)[0][-1], doremi_weights(excess[::-1], smoothing=.1)[0][-1], .01)
+    one, other = (doremi_weights(e, smoothing=.1)[0] for e in (excess, excess[::-1]))
+    differ(one[-1], other[-1], .01)
 
 
 def test_false_that_weights_rest_when_the_excess_is_zero():
-    """lmo.md 10.1 no. 5, R5: smoothing goes on."""
+    """Smoothing goes on."""
     w, _ = doremi_weights([[2., 0.], [0., 0.], [0., 0.]], smoothing=.1)
     assert .5 < w[2, 0] < w[1, 0] < w[0, 0]
     w, _ = doremi_weights([[2., 0.], [0., 0.], [0., 0.]], smoothing=0)
@@ -939,7 +992,7 @@ def test_false_that_weights_rest_when_the_excess_is_zero():
 
 
 def test_false_that_windowed_skill_it_accumulates():
-    """lmo.md 10.1 no. 6: with constant losses the mixture stops after `window` rounds; an endless window goes on."""
+    """With constant losses its mixture stops after `window` rounds; an endless window goes on."""
     G, L = np.array([[.5, .1], [0., .2]]), np.full((8, 2), 3.)
     p, endless = skillit_weights(G, L, window=3), skillit_weights(G, L, window=9)
     assert p[3, 0] > p[2, 0] > p[1, 0]
@@ -948,7 +1001,7 @@ def test_false_that_windowed_skill_it_accumulates():
 
 
 def test_false_that_a_shift_of_the_losses_never_matters():
-    """lmo.md 10.1 no. 7: it does for Skill-It with uneven column sums, and for DoReMi once something is clipped."""
+    """It does for Skill-It with uneven column sums, and for DoReMi once something is clipped."""
     G, L = np.array([[.5, 0.], [0., .2]]), np.full((3, 2), 3.)
     differ(skillit_weights(G, L + 2), skillit_weights(G, L), .01)
     excess = np.array([[.9, .6]])
@@ -957,7 +1010,7 @@ def test_false_that_a_shift_of_the_losses_never_matters():
 
 
 def test_false_that_the_unit_of_the_loss_does_not_matter():
-    """lmo.md 10.1 no. 8: nats or bits per byte are different etas for Skill-It and DoReMi; Aioli normalises units away."""
+    """Nats or bits are different etas for Skill-It and DoReMi; Aioli normalises units away."""
     G, L, bits = np.array([[.5, .1], [0., .2]]), np.full((3, 2), 3.), 1 / np.log(2)
     differ(skillit_weights(G, bits * L), skillit_weights(G, L), .01)
     differ(doremi_weights(bits * L * [1, .5])[0], doremi_weights(L * [1, .5])[0], .01)
@@ -966,15 +1019,18 @@ def test_false_that_the_unit_of_the_loss_does_not_matter():
 
 
 def test_false_that_doges_cut_only_rescales():
-    """lmo.md 10.1 no. 9, E8: a group that harms the target is treated as one that does nothing."""
+    """A group that harms the target is treated as one that does nothing."""
     harmful, idle = [np.array([[1., s], [1., s]]) for s in (-.5, 0.)]
-    w = [doge_weights([dict(A=A, norm=np.ones(2), target_norm=1.)], [1e-3], mu=.01)[0] for A in (harmful, idle)]
+    w = []
+    for A in (harmful, idle):
+        signals = dict(A=A, norm=np.ones(2), target_norm=1.)
+        w.append(doge_weights([signals], [1e-3], mu=.01)[0])
     same(*w)
     differ(w[0][0], softmax(.1 * np.array([1., -.5])), .01)
 
 
 def test_false_that_doge_ignores_a_constant_added_to_all_scores():
-    """lmo.md E8: true between the cuts, false across them."""
+    """True between the cuts, false across them."""
     def weights(shift):
         A = np.tile(np.array([.8, .1]) + shift, (2, 1))
         return doge_weights([dict(A=A, norm=np.ones(2), target_norm=1.)], [1e-3], mu=.01)[0]
@@ -983,19 +1039,18 @@ def test_false_that_doge_ignores_a_constant_added_to_all_scores():
 
 
 def test_false_that_normalising_is_harmless():
-    """lmo.md 10.1 no. 10, A9: the un-normalised step ignores what all probes share; the normalised one shrinks by it.
-
-    And a mixture cannot converge: the step is as long for a matrix of 1e-6 as for one of 1.
-    """
+    """The un-normalised step ignores what all probes share; the normalised one shrinks by it. And
+    a mixture cannot converge: the step is as long for a matrix of 1e-6 as for one of 1."""
     A = np.array([[3., -1.], [.5, 1.]]) * 1e-3
     drift = np.array([[2e-3], [1e-2]])
     same(egd([.5, .5], (A + drift).sum(0), 100.), egd([.5, .5], A.sum(0), 100.))
-    differ(egd([.5, .5], normalise(A + drift).sum(0), 1.), egd([.5, .5], normalise(A).sum(0), 1.), .01)
+    stepped = [egd([.5, .5], normalise(matrix).sum(0), 1.) for matrix in (A + drift, A)]
+    differ(*stepped, .01)
     same(egd([.5, .5], normalise(1e-6 * A).sum(0), 1.), egd([.5, .5], normalise(A).sum(0), 1.))
 
 
 def test_false_that_the_ema_only_smooths():
-    """lmo.md 10.1 no. 11: in a constant world there is nothing to smooth; it stops the weights from adding up."""
+    """In a constant world there is nothing to smooth: it stops the weights from adding up."""
     A = np.array([[3., -1.], [.5, 1.]]) * 1e-3
     plain, ema = (mixtures_of(aioli_on(A, rounds=10, ema=e))[:, 0] for e in (0., .1))
     same(ema, ema[0], rtol=1e-8)
@@ -1004,7 +1059,7 @@ def test_false_that_the_ema_only_smooths():
 
 
 def test_false_that_solving_for_A_changes_the_direction():
-    """lmo.md 10.1 no. 12: un-normalised, only the length; see the test of A3. Skewed probes shorten, never turn."""
+    """Un-normalised, only the length changes: skewed probes shorten the step, never turn it."""
     A = np.array([[3., -1., .2], [.5, 1., 0.], [-.3, .1, 2.]])
     P = np.full((3, 3), .1) + .7 * np.eye(3)
     raw = A @ P
@@ -1013,7 +1068,7 @@ def test_false_that_solving_for_A_changes_the_direction():
 
 
 def test_false_that_f_equal_to_one_group_in_m_is_usable():
-    """lmo.md 10.1 no. 13: all probes are then the same mixture, and less would favour the others."""
+    """All probes are then the same mixture, and less would favour the others."""
     for f in (1 / 4, .1, 1.01):
         with pytest.raises(ValueError, match="does not favour"):
             probe_counts(range(4), 4, f, 40)
@@ -1021,8 +1076,17 @@ def test_false_that_f_equal_to_one_group_in_m_is_usable():
         fit_linear_dynamic(np.full((4, 4), .25), np.ones((4, 4)))
 
 
+def test_a_single_group_to_train_on_is_refused_as_nothing_can_be_told_apart():
+    """Whether there is no other, or a prior leaves no other."""
+    with pytest.raises(ValueError, match="does not favour the probed group"):
+        next(aioli.aioli(history(1), 1000))
+    method = aioli.aioli(history(3), 1000, start=np.array([0., 1., 0.]))
+    with pytest.raises(ValueError, match="does not favour the probed group"):
+        next(method)
+
+
 def test_false_that_the_order_of_the_probes_never_matters():
-    """lmo.md 10.1 no. 19, A5: only while A stands still."""
+    """Only while A stands still."""
     A = np.array([[3., -1., .2], [.5, 1., 0.], [-.3, .1, 2.]]) * 1e-3
     turn = np.array([[.5, 0., -.2], [.1, -.3, .4], [0., .2, .1]]) * 1e-3
     orders = {seed: rng_of(seed).permutation(3).tolist() for seed in range(20)}
@@ -1034,7 +1098,7 @@ def test_false_that_the_order_of_the_probes_never_matters():
 
 
 def test_false_that_the_cosine_of_column_sums_is_free_of_gauge():
-    """lmo.md 10.1 no. 20: a shift that no step can see turns the cosine from near -1 to near 1."""
+    """A shift that no step can see turns the cosine from near -1 to near 1."""
     def cosine(x, y):
         return x @ y / np.linalg.norm(x) / np.linalg.norm(y)
     s, t = np.array([1., -1.]), np.array([-1., 1.1])
@@ -1043,9 +1107,10 @@ def test_false_that_the_cosine_of_column_sums_is_free_of_gauge():
 
 
 def test_false_that_a_lower_mean_loss_is_a_lower_mean_perplexity():
-    """lmo.md 10.1 no. 21: losses (2, 4) against (1, 4.1); so Aioli's two objectives can pull apart."""
-    assert np.mean([1, 4.1]) < np.mean([2, 4]) and np.mean(np.exp([1, 4.1])) > np.mean(np.exp([2, 4]))
-    A = np.array([[2., 0.], [0., 1.]]) * 1e-4                                 # group 0 is easier to lower, 1 is higher
+    """Losses (2, 4) against (1, 4.1); so Aioli's two objectives can pull apart."""
+    assert np.mean([1, 4.1]) < np.mean([2, 4])
+    assert np.mean(np.exp([1, 4.1])) > np.mean(np.exp([2, 4]))
+    A = np.array([[2., 0.], [0., 1.]]) * 1e-4               # group 0 is easier, group 1 is higher
     L0 = np.array([2., 4.])
     p = {o: aioli_on(A, world=Linear(A, L0, batch=4), rounds=3, objective=o).last.request.p
          for o in ("loss", "perplexity")}
@@ -1053,7 +1118,7 @@ def test_false_that_a_lower_mean_loss_is_a_lower_mean_perplexity():
 
 
 def test_false_that_sampling_a_mixture_and_reweighting_the_loss_are_one_thing():
-    """lmo.md 10.1 no. 22: equal in expected gradient; not once each step's gradient is clipped."""
+    """Equal in expected gradient; not once each step's gradient is clipped."""
     gradients, p = np.array([[10., 0.], [0., .1]]), np.array([.1, .9])
 
     def clipped(g):
@@ -1063,7 +1128,7 @@ def test_false_that_sampling_a_mixture_and_reweighting_the_loss_are_one_thing():
 
 
 def test_false_that_stratified_is_proportional():
-    """lmo.md 10.1 no. 23: it is uniform; proportional is natural."""
+    """It is uniform; proportional is natural."""
     n = np.array([9e6, 1e6])
     same(share_of(aioli.stratified, n), [.5, .5])
     same(share_of(aioli.natural, n), [.9, .1])

@@ -7,11 +7,12 @@ import torch
 
 import model
 
-TINY = model.Config(layers=2, heads=2, width=32, window=16, vocab=50, rotary=.5, shift=.5)
+TINY = model.Shape(layers=2, heads=2, width=32, window=16, vocab=50, rotary=.5, shift=.5)
 
 
 def tokens(rows=3, seed=0):
-    x = torch.randint(TINY.vocab, (rows, TINY.window + 1), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(TINY.vocab, (rows, TINY.window + 1), generator=generator)
     return x[:, :-1], x[:, 1:]
 
 
@@ -30,13 +31,15 @@ def test_loss_is_one_number_per_sequence_the_mean_over_its_tokens():
     x, y = tokens()
     assert net(x, y).shape == (3,)
     torch.testing.assert_close(net(x, y), net(x, y, per_token=True).mean(1))
-    torch.testing.assert_close(net(x, y)[1:2], net(x[1:2], y[1:2]))            # sequences do not see each other
+    torch.testing.assert_close(net(x, y)[1:2], net(x[1:2], y[1:2]))     # no sequence sees another
 
 
 def test_attention_knows_positions_only_relative_to_each_other():
-    """<rotate(q, t), rotate(k, s)> depends on t - s alone; channels past the rotary share know no position at all."""
+    """<rotate(q, t), rotate(k, s)> depends on t - s alone; channels past the rotary share know no
+    position at all."""
     cos, sin = (table.double() for table in model.rotary_tables(20, 8))
-    q, k = (torch.randn(16, generator=torch.Generator().manual_seed(s)).double().expand(1, 1, 20, 16) for s in (0, 1))
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    q, k = (torch.randn(16, generator=g).double().expand(1, 1, 20, 16) for g in generators)
     rq, rk = model.rotate(q, cos, sin)[0, 0], model.rotate(k, cos, sin)[0, 0]
     scores = rq @ rk.T                                                         # (20, 20)
     for lag in (0, 3, 11):
@@ -49,7 +52,8 @@ def test_attention_knows_positions_only_relative_to_each_other():
 def test_the_first_channels_are_read_one_token_late():
     x = torch.arange(24.).view(1, 3, 8)
     late = model.read_late(x, 4)
-    assert late[0, 0].tolist() == [0, 0, 0, 0, 4, 5, 6, 7] and late[0, 2].tolist() == [8, 9, 10, 11, 20, 21, 22, 23]
+    assert late[0, 0].tolist() == [0, 0, 0, 0, 4, 5, 6, 7]
+    assert late[0, 2].tolist() == [8, 9, 10, 11, 20, 21, 22, 23]
 
 
 def test_equal_generators_give_equal_models():
@@ -65,12 +69,13 @@ def test_a_new_model_knows_nothing_yet_its_loss_is_near_that_of_guessing():
 
 
 def test_pythia_160m_has_the_shapes_and_the_parameters_of_pythia_160m():
-    config = model.PRESETS["pythia-160m"]
+    shape = model.PRESETS["pythia-160m"]
     with torch.device("meta"):
-        net = model.Transformer(config)
-    assert sum(w.numel() for w in net.parameters()) == 162_322_944              # EleutherAI's count, both embeddings
-    assert (config.layers, config.heads, config.width, config.vocab) == (12, 12, 768, 50304)
-    assert net.cos.shape == (2048, 16)                                          # a quarter of 64 channels per head
+        net = model.Transformer(shape)
+    parameters = sum(w.numel() for w in net.parameters())
+    assert parameters == 162_322_944                        # EleutherAI's count, both embeddings
+    assert (shape.layers, shape.heads, shape.width, shape.vocab) == (12, 12, 768, 50304)
+    assert net.cos.shape == (2048, 16)                      # a quarter of 64 channels per head
 
 
 def test_heads_must_divide_the_width():
@@ -79,7 +84,8 @@ def test_heads_must_divide_the_width():
 
 
 def test_a_token_is_known_by_its_place_not_only_by_its_company():
-    """Without positions one layer of attention would see the past as a set, in which two tokens may change places."""
+    """Without positions one layer of attention would see the past as a set, in which two tokens may
+    change places."""
     net = model.Transformer(dataclasses.replace(TINY, layers=1, shift=0.))
     x, y = tokens(1)
     swapped = x.clone()
@@ -105,7 +111,7 @@ def test_with_a_shift_the_mlp_reads_the_token_before_too():
     for shift, late in ((0., False), (.5, True)):
         block = model.Block(dataclasses.replace(TINY, shift=shift))
         x = torch.randn(1, 16, 32)
-        torch.nn.init.zeros_(block.attn_out.weight)                           # the MLP alone, which sees no other place
+        torch.nn.init.zeros_(block.attn_out.weight)         # the MLP alone sees no other place
         other = x.clone()
         other[:, 5] = torch.randn(32)
         moved = (block(other, *tables) - block(x, *tables))[0].abs().sum(1)   # (T,)

@@ -1,7 +1,8 @@
-"""Toy worlds in which the mixing laws hold exactly, the loop that drives a method through one, and strategies.
+"""Toy worlds in which the mixing laws hold exactly, and the loop that drives a method through one.
 
-A world is a function from a request to what History.add takes. `Linear` obeys the linear dynamic law, `Static` any
-static law, and `Scripted` says what it is told to; no model is trained anywhere here.
+A world is a function from a request to what History.add takes. `Linear` obeys the linear dynamic
+law, `Static` any static law, and `Scripted` gives the answers of its script; no model is trained
+here. Last come the strategies that draw mixtures, scores and matrices.
 """
 import contextlib
 
@@ -14,12 +15,14 @@ from aioli import History, Peek, Train, Update
 NAMES = "abcdefghijkl"
 
 
-def history(m, batch=8, sizes=None, seed=0):
-    return History(NAMES[:m], np.arange(1., m + 1) if sizes is None else sizes, batch, seed)
+def history(m, batch=8, sizes=None, seed=0, warmup=.1):
+    sizes = np.arange(1., m + 1) if sizes is None else sizes
+    return History(NAMES[:m], sizes, batch, seed, warmup=warmup)
 
 
 def drive(method, world, h, past=()):
-    """Run a method to its end -> what it returns. `past` rows are told to it again instead of what the world says."""
+    """Run a method to its end -> what it returns. It is given the `past` rows again, instead of
+    what the world says, while there are any."""
     past, reply = list(past), None
     while True:
         try:
@@ -36,7 +39,8 @@ def drive(method, world, h, past=()):
 
 def mixtures_of(h, on="main", probes=False):
     """The mixtures that a run was trained on, (rounds, m), oldest first."""
-    return np.array([row.request.p for row in h.trained(on) if row.request.steps and (probes or not row.request.probe)])
+    requests = [row.request for row in h.trained(on) if row.request.steps]
+    return np.array([request.p for request in requests if probes or not request.probe])
 
 
 def weights_of(h):
@@ -54,7 +58,7 @@ def steps_of(h):
 
 
 def whole(p, n):
-    """n windows in the shares p: floors, and the largest remainders get one more -> integers (m,)."""
+    """n windows in the shares p -> integers (m,): floors, and the largest remainders get one."""
     exact = np.asarray(p) * n
     counts = np.floor(exact + 1e-9).astype(int)
     order = np.argsort(counts - exact, kind="stable")
@@ -63,10 +67,11 @@ def whole(p, n):
 
 
 class Linear:
-    """One step on mixture p takes (A + turn * segment) p + drift off the losses; a segment is one Train with steps.
+    """One step on mixture p takes (A + turn * segment) p + drift off the losses; a segment is one
+    Train with steps.
 
-    Mixtures are realised in whole windows, and it is the realised ones that act. Also answers Peek as a model would
-    whose gradients have the products A and norm 1.
+    Mixtures are realised in whole windows, and it is the realised ones that act. Also answers Peek
+    as a model would whose gradients have the products A and norm 1.
     """
 
     def __init__(self, A, L0=None, batch=8, drift=0.0, turn=0.0):
@@ -77,9 +82,7 @@ class Linear:
     def __call__(self, request):
         L = self.runs.setdefault(request.on, self.L0)
         if isinstance(request, Peek):
-            if request.against:
-                return dict(signals=dict(excess=np.maximum(L - self.runs[request.against], 0)), lr=1e-3)
-            return dict(signals=dict(A=self.A, norm=np.ones(len(L)), target_norm=1.0), lr=1e-3)
+            return dict(signals=self.signals(L, request.against), lr=1e-3)
         if isinstance(request, Update):
             self.runs[request.on] = L - self.A @ request.w
             return {}
@@ -87,8 +90,14 @@ class Linear:
         if request.steps:
             at = self.segment[request.on] = self.segment.get(request.on, -1) + 1
             share = windows / windows.sum()
-            self.runs[request.on] = L - request.steps * ((self.A + self.turn * at) @ share + self.drift)
+            fall = (self.A + self.turn * at) @ share + self.drift
+            self.runs[request.on] = L - request.steps * fall
         return dict(loss=self.runs[request.on], windows=windows)
+
+    def signals(self, L, against):
+        if against:
+            return dict(excess=np.maximum(L - self.runs[against], 0))
+        return dict(A=self.A, norm=np.ones(len(L)), target_norm=1.0)
 
 
 class Static:
@@ -102,10 +111,12 @@ class Static:
 
 
 class Scripted:
-    """Says what it is told to, in order: losses of the main run, final losses of scratch runs, signals, rates."""
+    """Answers in order of its script: losses of the main run, signals, rates; and with the final
+    losses of scratch runs, by name."""
 
     def __init__(self, losses=(), scratch=None, signals=(), lr=()):
-        self.losses, self.scratch, self.signals, self.lr = list(losses), scratch or {}, list(signals), list(lr)
+        self.losses, self.scratch = list(losses), scratch or {}
+        self.signals, self.lr = list(signals), list(lr)
 
     def __call__(self, request):
         if isinstance(request, Update):
@@ -118,25 +129,30 @@ class Scripted:
 
 
 def gradient_signals(G, V):
-    """What a Peek says of gradients G, (m, d) of the groups, NaN rows absent, and V, (n, d) of the targets."""
-    return dict(A=V @ G.T, norm=np.linalg.norm(G, axis=1), target_norm=float(np.linalg.norm(V.mean(0))))
+    """What a Peek says of gradients G, (m, d), NaN rows absent, and target gradients V, (n, d)."""
+    target_norm = float(np.linalg.norm(V.mean(0)))
+    return dict(A=V @ G.T, norm=np.linalg.norm(G, axis=1), target_norm=target_norm)
 
 
 # ---- short ways to drive one method ----
 
 def skillit_weights(G, losses, L0=None, **settings):
-    """Skill-It's mixtures, (rounds, m), in a world with graph G, (losses, groups), and these losses each round."""
+    """Skill-It's mixtures, (rounds, m), in a world with graph G, (losses, groups), and these losses
+    after each round."""
     m, L0 = len(G), np.linspace(2, 3, len(G)) if L0 is None else L0
     scratch = {f"only-{NAMES[j]}": L0 * (1 - G[:, j]) for j in range(m)}
     h = history(m)
-    drive(aioli.skillit(h, len(losses) + 1, rounds=len(losses) + 1, **settings), Scripted([L0, *losses], scratch), h)
+    rounds, world = len(losses) + 1, Scripted([L0, *losses], scratch)
+    drive(aioli.skillit(h, rounds, rounds=rounds, **settings), world, h)
     return mixtures_of(h)
 
 
 def doremi_weights(excess, **settings):
-    """DoReMi's proxy weights, (steps, m), and its main mixture, for these excess losses, NaN where absent."""
+    """DoReMi's proxy weights, (steps, m), and its main mixture, for these excess losses (steps, m),
+    NaN where absent."""
     h = history(len(excess[0]))
-    drive(aioli.doremi(h, len(excess), **settings), Scripted(signals=[dict(excess=e) for e in excess]), h)
+    world = Scripted(signals=[dict(excess=e) for e in excess])
+    drive(aioli.doremi(h, len(excess), **settings), world, h)
     return weights_of(h), h.last.request.p
 
 
@@ -148,7 +164,8 @@ def doge_weights(signals, lr, **settings):
 
 
 def aioli_on(A, steps=None, method=aioli.aioli, world=None, seed=0, batch=None, **settings):
-    """An Aioli-like method in a linear world -> its History. The batch lets every probe be realised exactly."""
+    """An Aioli-like method in a linear world -> its History. The batch lets every probe be realised
+    exactly."""
     m = len(A)
     h = history(m, batch or 4 * (m - 1), seed=seed)
     steps = steps or settings.get("rounds", 10) * 16 * m
@@ -169,20 +186,23 @@ def swapped(**functions):
             setattr(aioli, name, function)
 
 
-def aioli_told(matrices, eta):
-    """Aioli's own loop, neither normalising nor averaging, told A instead of measuring it -> mixtures (rounds, m)."""
-    told, h = list(matrices), history(len(matrices[0]))
+def aioli_given(matrices, eta):
+    """Aioli's own loop, neither normalising nor averaging, given each A instead of measuring it
+    -> mixtures (rounds, m)."""
+    rounds, m = len(matrices), len(matrices[0])
+    left, h = list(matrices), history(m)
 
-    def tell(h, arms, **probing):
-        return told.pop(0)
+    def take(h, arms, **probing):
+        return left.pop(0)
         yield
 
-    with swapped(learn_params=tell, normalise=lambda A: A):
-        drive(aioli.adjust(h, len(told), len(told), eta, f=.75, sweeps=0, probe=4), Scripted(), h)
+    with swapped(learn_params=take, normalise=lambda A: A):
+        method = aioli.aioli_rounds(h, rounds * (m + 1), rounds, eta, f=.75, sweeps=1, probe=1)
+        drive(method, Scripted(), h)
     return mixtures_of(h)
 
 
-# ---- strategies: a few drawn numbers each, arrays from a drawn seed (dense, asymmetric, partly negative) ----
+# ---- strategies: a few drawn numbers each; dense and partly negative arrays from a drawn seed ----
 
 sizes = st.integers(2, 8)
 seeds = st.integers(0, 2 ** 32 - 1)
@@ -203,7 +223,7 @@ def mixtures(draw, m, smallest=-9):
 
 @st.composite
 def sides(draw, m=None):
-    """(p, s, eta): a mixture, scores of any scale from 1e-6 to 1e6, and a step size that suits the scale."""
+    """(p, s, eta): a mixture, scores of any scale from 1e-6 to 1e6, and a suitable step size."""
     m = m or draw(sizes)
     p, scale = draw(mixtures(m)), draw(scales)
     return p, scale * rng_of(draw(seeds)).uniform(-1, 1, m), draw(etas) / scale
@@ -213,13 +233,15 @@ def sides(draw, m=None):
 def matrices(draw, m=None, n=None, scale=None):
     """(n, m): dense, asymmetric, about a third of the entries negative."""
     m = m or draw(sizes)
-    return (draw(scales) if scale is None else scale) * rng_of(draw(seeds)).uniform(-.5, 1, (n or m, m))
+    scale = draw(scales) if scale is None else scale
+    return scale * rng_of(draw(seeds)).uniform(-.5, 1, (n or m, m))
 
 
 @st.composite
 def tables(draw, rows=None, m=None, low=0.5, high=5.0):
     """(rows, m) numbers in [low, high]: losses or scores over rounds."""
-    return rng_of(draw(seeds)).uniform(low, high, (rows or draw(st.integers(2, 9)), m or draw(sizes)))
+    rng, rows = rng_of(draw(seeds)), rows or draw(st.integers(2, 9))
+    return rng.uniform(low, high, (rows, m or draw(sizes)))
 
 
 def softmax(z):
