@@ -399,7 +399,7 @@ def probe_counts(arms, m, f, windows):
     k = len(arms)
     probed = round(f * windows)
     rest = windows - probed
-    largest_other = -(-rest // (k - 1))
+    largest_other = -(-rest // max(k - 1, 1))
     if not 1 / k < f <= 1 or probed <= largest_other:
         raise ValueError(f"aioli: f = {f} with {k} groups and {windows} windows per probe does not "
                          f"favour the probed group; choose 1/{k} < f <= 1, or raise --probe")
@@ -949,12 +949,12 @@ def fit_line(F, L):
 
 
 def validation_noise(L):
-    """Variance of a validation loss, nats^2, one number for all groups, from L (t, m).
+    """Size of the noise in validation losses L (t, m), nats^2, one number for all groups.
 
     From the median of squared second differences, which the few that a change of mixture makes do
-    not move. At least .01 nats, squared.
+    not move (so about half of a variance). At least .01 nats, squared.
     """
-    second_differences = np.diff(L, n=2, axis=0)                     # variance 1 + 4 + 1 times it
+    second_differences = np.diff(L, n=2, axis=0)                     # 1 + 4 + 1 times as noisy
     return max(np.median(second_differences ** 2) / 6, 1e-4)
 
 
@@ -1067,7 +1067,8 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
         raise ValueError(f"--restart {restart!r} is neither uniform nor prior")
     n = round(first * steps)
     if n < steps:
-        rehearse(h, steps, n, method, **settings)
+        start = {"start": h.uniform} if restart == "prior" else {}
+        rehearse(h, steps, n, method, **start, **settings)
 
     p = yield from learn_mixture(prior, h, steps // 2)
     yield Train(p, n)
