@@ -21,10 +21,10 @@ file needs numpy alone, and torch only to fit a law.
 `x = yield request` hands out a request and goes on with its reply as x. `x = yield from other(...)`
 runs another generator in place and takes what it returns.
 
-How to read it: requests and History; `egd` and `lmo_step`, the update that all online methods
-share; the methods, from those that measure nothing (`stratified`) to the one that measures inside
-the run (`aioli`); then the static laws with `grid`, `dml` and `power`; `horizon`, which is ours;
-and last how one method is put on top of another. Notation:
+How to read it: requests and History; `egd` and `lmo_step`, the update of the online methods; the
+methods, from those that measure nothing (`stratified`) to the one that measures inside the run
+(`aioli`); the static laws with `grid`, `dml` and `power`; `horizon`, which is ours; and last how
+one method is put on top of another. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -187,9 +187,7 @@ def split(steps, rounds):
 
 
 def weigh(L, objective):
-    """What is averaged over groups: the losses L, or their perplexities exp(L). ValueError."""
-    if objective not in ("loss", "perplexity"):
-        raise ValueError(f"--objective {objective!r} is neither loss nor perplexity")
+    """What is averaged over groups: the losses L, or their perplexities exp(L)."""
     return np.exp(L) if objective == "perplexity" else L
 
 
@@ -202,8 +200,10 @@ LIMITS = {                      # least and largest value of a setting, whicheve
 
 
 def check(**settings):
-    """Raise ValueError for a setting outside its LIMITS. Methods call it before anything trains."""
+    """Raise ValueError for a setting out of range. Methods call it before anything trains."""
     for name, value in settings.items():
+        if name == "objective" and value not in ("loss", "perplexity"):
+            raise ValueError(f"--objective {value!r} is neither loss nor perplexity")
         if name not in LIMITS:
             continue
         least, most = LIMITS[name]
@@ -351,10 +351,11 @@ def doge(h, steps, mu=.05, cap=5.0):
         lr, norm = h.last.lr, np.nan_to_num(signals["norm"])
         target_norm = signals["target_norm"]
 
-        clipped = np.minimum(1, 1 / np.maximum(norm, 1e-12)) * min(1, 1 / max(target_norm, 1e-12))
-        products = np.nan_to_num(signals["A"]) * clipped / h.m          # (m, m), absent columns 0
-        score = lr * products.sum(0) / (np.minimum(norm, 1).mean() + 1e-6)
-        A = np.clip(score, 0, cap * lr)[None]                           # (1, m), for the mean loss
+        clipped = np.minimum(1, 1 / np.maximum(norm, 1e-12))            # (m,), to norm 1
+        target_clipped = min(1, 1 / max(target_norm, 1e-12))
+        A = np.nan_to_num(signals["A"]) * (clipped * target_clipped) / h.m       # absent columns 0
+        score = lr * A.sum(0) / (np.minimum(norm, 1).mean() + 1e-6)
+        A = np.clip(score, 0, cap * lr)[None]                           # cut; one row, (1, m)
         w = lmo_step(w, A, 1 / mu)
         yield Update(w, on="proxy")
         total += w
@@ -449,12 +450,12 @@ def aioli_rounds(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objectiv
     start (m,): the first mixture (default: uniform); its groups at 0 are not trained on. rows: the
     losses that count (default: all). probing: settings of learn_params. Others: as aioli.
     """
-    check(rounds=rounds, eta=eta, ema=ema, f=probing["f"], sweeps=probing["sweeps"],
-          probe=probing["probe"])
-    weigh(0.0, objective)
+    check(rounds=rounds, eta=eta, ema=ema, objective=objective, f=probing["f"],
+          sweeps=probing["sweeps"], probe=probing["probe"])
     p = h.uniform if start is None else start
     rows = np.arange(h.m) if rows is None else rows
     arms = np.flatnonzero(p)
+    uniform = (p > 0) / len(arms)                                       # over these
     probe_steps = check_probes(h, arms, steps, rounds, **probing)
 
     average = None
@@ -469,7 +470,7 @@ def aioli_rounds(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objectiv
 
         if ema:                  # an option of the release: average A, from uniform every round
             average = scaled if average is None else (1 - ema) * scaled + ema * average
-            p = lmo_step(p > 0, average, eta)
+            p = lmo_step(uniform, average, eta)
         else:                    # the paper: steps add up
             p = lmo_step(p, scaled, eta)
         yield Train(p, n - probe_steps, A=A)
@@ -485,8 +486,8 @@ def check_probes(h, arms, steps, rounds, f, sweeps, probe, **_):
     shortest = min(split(steps, rounds))
     if shortest < probe_steps:
         raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but "
-                         f"probing takes sweeps * probe * groups = {probe_steps}; raise --steps or "
-                         "lower --rounds, --sweeps or --probe")
+                         f"probing takes sweeps * probe * groups = {probe_steps}; raise --steps to "
+                         f"{rounds * probe_steps}, or lower --rounds, --sweeps or --probe")
     return probe_steps
 
 
@@ -592,6 +593,89 @@ class Power(NamedTuple):
         return -self.a * self.g * p ** (self.g - 1) * reducible ** 2
 
 
+# --- Static methods: a sweep of runs, then the best of them, or the minimum of a law.
+
+
+def cover(m, runs, rng):
+    """`runs` mixtures spread over the simplex, (runs, m), as the paper's sweeps.
+
+    Evenly spaced for m = 2; else Dirichlet(1.5) draws, one of the closest two dropped until `runs`
+    are left.
+    """
+    if m == 2:
+        first = np.arange(1, runs + 1) / (runs + 1)
+        return np.column_stack((first, 1 - first))
+    P = rng.dirichlet(np.full(m, 1.5), 8 * runs)
+    while len(P) > runs:
+        distance = np.linalg.norm(P[:, None] - P, axis=2) + 9 * np.eye(len(P))
+        P = np.delete(P, distance.argmin() // len(P), axis=0)
+    return P
+
+
+def sweep(h, steps, points, objective, least=1):
+    """Full scratch runs on a cover of the simplex, `points` but at least `least`.
+
+    Returns mixtures and final losses, (points, m) each. The mixtures do not depend on the seed, so
+    grid, dml and power, and all their seeds, share them.
+    """
+    check(points=points, objective=objective)
+    if h.runs is not None:
+        return h.runs
+    P = cover(h.m, max(points, least), np.random.default_rng(0))
+    losses = []
+    for number, p in enumerate(P):
+        L = yield Train(p, steps, on=f"sweep-{number}")
+        losses.append(L)
+    return P, np.array(losses)
+
+
+def grid(h, steps, points=9, objective="loss"):
+    """Grid search: train on a cover of the simplex, keep the best. Its law is a table.
+
+    A^t: none; the solver looks it up. Extra cost: `points` full runs. Paper: 9 points (.1 to .9)
+    for m = 2, 9 or 10 draws otherwise.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
+    """
+    P, L = yield from sweep(h, steps, points, objective)
+    best = weigh(L, objective).mean(1).argmin()
+    yield Train(P[best], steps)
+
+
+def dml(h, steps, points=9, objective="loss"):
+    """Data Mixing Laws (arXiv 2403.16952): fit L_i(p) = c_i + exp(t_i . p) to a sweep, minimise.
+
+    A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
+    Extra cost: `points` full runs, or m + 1 if that is more, as the law needs them; the paper of
+    Aioli uses 10. Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is
+    enforced here and the problem is convex.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
+
+    >>> solve_static(LogLinear(c=np.zeros(2), t=-np.eye(2))).round(6)
+    array([0.5, 0.5])
+    """
+    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
+    law = fit_log_linear(P, L)
+    yield Train(solve_static(law, objective=objective), steps, A=-law.t)
+
+
+def power(h, steps, points=9, objective="loss"):
+    """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better.
+
+    A = minus the law's gradient at the optimum. No group gets less than the least share that any
+    run gave one (or half of 1/m, if that is less): a power law is not to be trusted in a corner
+    where no run has been. Extra cost: as dml.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
+    """
+    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
+    law = fit_power_law(P, L)
+    floor = min(P.min(), .5 / h.m)
+    p = solve_static(law, objective=objective, starts=1 + h.m, floor=floor)
+    yield Train(p, steps, A=-law.gradient(p))
+
+
+# --- How a law is minimised. (You may skip this and the fits at first reading.)
+
+
 def check_floor(floor, m):
     """Raise ValueError where least shares of `floor` leave m groups nothing to choose."""
     check(floor=floor)
@@ -607,6 +691,7 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0):
     objective: loss or perplexity.  starts: for a convex law the start does not matter; for others,
     `starts` > 1 adds some near the first starts - 1 corners and keeps the best. Raises ValueError.
     """
+    check(objective=objective)
     check_floor(floor, law.m)
     w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
     room = 1 - law.m * floor                                            # p = floor + room * share
@@ -791,88 +876,6 @@ def fit_power_law(mixtures, losses, delta=.02):
     return fit(build, starts, P, L, delta)
 
 
-# --- Static methods: a sweep of runs, then the best of them, or the minimum of a law.
-
-
-def cover(m, runs, rng):
-    """`runs` mixtures spread over the simplex, (runs, m), as the paper's sweeps.
-
-    Evenly spaced for m = 2; else Dirichlet(1.5) draws, one of the closest two dropped until `runs`
-    are left.
-    """
-    if m == 2:
-        first = np.arange(1, runs + 1) / (runs + 1)
-        return np.column_stack((first, 1 - first))
-    P = rng.dirichlet(np.full(m, 1.5), 8 * runs)
-    while len(P) > runs:
-        distance = np.linalg.norm(P[:, None] - P, axis=2) + 9 * np.eye(len(P))
-        P = np.delete(P, distance.argmin() // len(P), axis=0)
-    return P
-
-
-def sweep(h, steps, points, objective):
-    """Full scratch runs on a cover of the simplex -> mixtures, final losses, (points, m) each.
-
-    The mixtures do not depend on the seed, so grid, dml and power, and all their seeds, share them.
-    """
-    check(points=points)
-    weigh(0.0, objective)
-    if h.runs is not None:
-        return h.runs
-    P = cover(h.m, points, np.random.default_rng(0))
-    losses = []
-    for number, p in enumerate(P):
-        L = yield Train(p, steps, on=f"sweep-{number}")
-        losses.append(L)
-    return P, np.array(losses)
-
-
-def grid(h, steps, points=9, objective="loss"):
-    """Grid search: train on a cover of the simplex, keep the best. Its law is a table.
-
-    A^t: none; the solver looks it up. Extra cost: `points` full runs. Paper: 9 points (.1 to .9)
-    for m = 2, 9 or 10 draws otherwise.
-    points: number of scratch runs.  objective: average loss, or average perplexity.
-    """
-    P, L = yield from sweep(h, steps, points, objective)
-    best = weigh(L, objective).mean(1).argmin()
-    yield Train(P[best], steps)
-
-
-def dml(h, steps, points=9, objective="loss"):
-    """Data Mixing Laws (arXiv 2403.16952): fit L_i(p) = c_i + exp(t_i . p) to a sweep, minimise.
-
-    A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
-    Extra cost: `points` full runs, or m + 1 if that is more, as the law needs them; the paper of
-    Aioli uses 10. Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is
-    enforced here and the problem is convex.
-    points: number of scratch runs.  objective: average loss, or average perplexity.
-
-    >>> solve_static(LogLinear(c=np.zeros(2), t=-np.eye(2))).round(6)
-    array([0.5, 0.5])
-    """
-    check(points=points)
-    P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
-    law = fit_log_linear(P, L)
-    yield Train(solve_static(law, objective=objective), steps, A=-law.t)
-
-
-def power(h, steps, points=9, objective="loss"):
-    """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better.
-
-    A = minus the law's gradient at the optimum. No group gets less than the least share that any
-    run gave one (or half of 1/m, if that is less): a power law is not to be trusted in a corner
-    where no run has been. Extra cost: as dml.
-    points: number of scratch runs.  objective: average loss, or average perplexity.
-    """
-    check(points=points)
-    P, L = yield from sweep(h, steps, max(points, h.m + 1), objective)
-    law = fit_power_law(P, L)
-    floor = min(P.min(), .5 / h.m)
-    p = solve_static(law, objective=objective, starts=1 + h.m, floor=floor)
-    yield Train(p, steps, A=-law.gradient(p))
-
-
 # --- horizon, ours: a law of the run's own losses.
 
 
@@ -990,9 +993,8 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     Raises ValueError if fewer than three validations come between the warm-up and the first
     forecast.
     """
-    check(rounds=rounds, wait=wait, last=last, reach=reach)
+    check(rounds=rounds, wait=wait, last=last, reach=reach, objective=objective)
     check_floor(floor, h.m)
-    weigh(0.0, objective)
     parts = split(steps, rounds)
     ends = np.cumsum(parts)                                         # (rounds,) steps done by then
     planned = sum(ends <= last * steps)

@@ -645,7 +645,7 @@ def dtype_of(vocab):
     return np.uint16 if vocab <= 65535 else np.uint32
 
 
-# ---- embedded text: what `pip install torch numpy tiktoken` has already put on this machine
+# ---- embedded text: what installing requirements.txt has put on this machine
 
 CAP = 5_000_000     # characters of a group, before paragraphs met twice go
 SKIP = {"__pycache__", "site-packages", "dist-packages",

@@ -54,7 +54,7 @@ SCHEDULES = dict(cosine=cosine, constant=constant)
 class Config:
     """One run. Every field is a command-line flag; the text after # is its help. ValueError."""
     # what
-    method: str = "aioli"       # how the mixture is chosen: a name in aioli.METHODS
+    method: str = "aioli"       # a name in aioli.METHODS
     groups: str = "all"         # groups of text, joined by + or comma; or all
     data: str = ""              # folder of your own text, a group per sub-folder or file
     encoding: str = "bpe1024"   # bpeN learns N byte pairs from the text; or tiktoken's gpt2, ...
@@ -69,7 +69,7 @@ class Config:
     first: float = 0.5          # with --prior: share of the main run trained on its mixture
     restart: str = "uniform"    # with --prior: where the method starts, uniform (paper) or prior
     # model and optimiser
-    preset: str = "laptop"      # shape of the model: a name in model.PRESETS
+    preset: str = "laptop"      # a name in model.PRESETS
     steps: int = 1000           # optimiser steps of the main run, probes included
     batch: int = 8              # windows per step; small steps win at equal tokens on a laptop
     lr: float = 8e-3            # peak learning rate; the best of .004 to .012 on the laptop model
@@ -940,11 +940,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def pick(what, name, options):
-    """options[name], or a ValueError that names the nearest."""
+    """options[name], or a ValueError that names the nearest, or all where none is near."""
     if name in options:
         return options[name]
-    near = difflib.get_close_matches(name, options, 1, 0)[0]
-    raise ValueError(f"unknown {what} {name!r}; did you mean {near!r}? (--help lists them)")
+    near = difflib.get_close_matches(name, options, 1)
+    advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(options)}"
+    raise ValueError(f"unknown {what} {name!r}; {advice}")
 
 
 @functools.cache
@@ -997,7 +998,9 @@ def parse(argv):
 
     parser = Parser(prog="train.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser.add_argument_group("a run"), fields, help_of(Config))
+    names = dict(method=f"how the mixture is chosen: {', '.join(aioli.METHODS)}",
+                 preset=f"shape of the model: {', '.join(model.PRESETS)}")
+    add_flags(parser.add_argument_group("a run"), fields, help_of(Config) | names)
     if settings:
         add_flags(parser.add_argument_group(f"settings of {name}"), settings, help_of(method))
     given, unknown = parser.parse_known_args(argv)

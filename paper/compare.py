@@ -1,7 +1,7 @@
 """The comparison: every method on every data set with every seed, held against uniform sampling.
 
     python -m paper.compare --quick                     # a first look: one seed, two data sets
-    python -m paper.compare --groups sets --seeds 5     # all methods, all data sets: Tables 2 and 3
+    python -m paper.compare --groups sets --seeds 5     # all methods, all data sets: the tables
     python -m paper.compare --method aioli:eta=2,horizon:perplexity --seeds 3 --lr .004
     python -m paper.compare --groups sets --prior all --method aioli,horizon:perplexity
 
