@@ -192,9 +192,9 @@ def weigh(L, objective):
 
 
 LIMITS = {                      # least and largest value of a setting, whichever method has it
-    "alpha": (-100, 100), "points": (1, np.inf), "rounds": (1, np.inf), "window": (1, np.inf),
+    "alpha": (-100, 100), "points": (1, 1000), "rounds": (1, np.inf), "window": (1, np.inf),
     "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
-    "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, np.inf), "wait": (0, 1),
+    "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, 10 ** 6), "wait": (0, 1),
     "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
 }
 
@@ -207,7 +207,7 @@ def check(**settings):
         if name not in LIMITS:
             continue
         least, most = LIMITS[name]
-        if not (np.isfinite(value) and least <= value <= most):
+        if not (least <= value <= most and value < np.inf):             # NaN is neither
             allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
             raise ValueError(f"--{name} {value} is out of range; it must be {allowed}")
 
@@ -400,7 +400,7 @@ def probe_counts(arms, m, f, windows):
     k = len(arms)
     probed = round(f * windows)
     rest = windows - probed
-    largest_other = -(-rest // max(k - 1, 1))
+    largest_other = -(-rest // (k - 1))
     if not 1 / k < f <= 1 or probed <= largest_other:
         raise ValueError(f"aioli: f = {f} with {k} groups and {windows} windows per probe does not "
                          f"favour the probed group; choose 1/{k} < f <= 1, or raise --probe")
@@ -481,6 +481,9 @@ def check_probes(h, arms, steps, rounds, f, sweeps, probe, **_):
 
     Returns the steps of a round that are probes.
     """
+    if len(arms) < 2:
+        raise ValueError("aioli needs at least two groups to train on; give more, or a mixture to "
+                         "start from that leaves more of them in")
     probe_counts(arms, h.m, f, probe * h.batch)
     probe_steps = sweeps * probe * len(arms)
     shortest = min(split(steps, rounds))
@@ -713,6 +716,8 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0):
         first = np.full(law.m, 1 / law.m)
         if not np.isfinite(value(first)):                               # too steep: begin lower
             first = min(corners, key=value)
+        if not np.isfinite(value(first)):
+            raise ValueError("the law gives no finite number to minimise; fit it to other runs")
         ends = [descend(value, slope, start) for start in (first, *corners[:starts - 1])]
         return floor + room * min(ends, key=value)
 
@@ -1065,6 +1070,8 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
     Raises ValueError, and before anything trains if the method refuses its settings.
     """
     check(first=first)
+    if steps < 2:
+        raise ValueError(f"a prior is learnt on half of --steps {steps}, which is none; raise it")
     if restart not in ("uniform", "prior"):
         raise ValueError(f"--restart {restart!r} is neither uniform nor prior")
     n = round(first * steps)

@@ -844,18 +844,20 @@ def against_uniform(config, result, out):
 
 def uniform_result(config, result, out):
     """A finished stratified run with this run's text, seed and flags, beside it or in out/ -> its
-    result and its folder; None, None if there is none."""
+    result and its folder; None, None if there is none that can be read."""
     name = f"stratified-{'+'.join(result['groups'])}-s{config.seed}"
     ours = flags_of(config, {}, result["text"])
     free = (*MAY_CHANGE, *OF_MIXTURE, "groups", "data", "eval_every")         # the digest decides
-    for folder in (out.with_name(name), Path("out", name)):
-        path = folder / "result.json"
-        if path.exists():
-            uniform = json.loads(path.read_text())
-            theirs = flags_of(uniform["config"], {}, uniform.get("text"))
+    for folder in (out.parent / name, Path("out", name)):
+        try:
+            uniform = json.loads((folder / "result.json").read_text("utf-8"))
+            theirs = flags_of(uniform["config"], {}, uniform["text"])
             is_uniform = uniform["method"] == "stratified" and not theirs["prior"]
-            if is_uniform and not difference(theirs, ours, free):
-                return uniform, folder
+            is_number = 0 < uniform["avg_test_ppl"] < math.inf
+        except (OSError, ValueError, TypeError, KeyError):          # not there, or damaged
+            continue
+        if is_uniform and is_number and not difference(theirs, ours, free):
+            return uniform, folder
     return None, None
 
 
@@ -1057,6 +1059,9 @@ def exit_code(name, command):
     except (ValueError, OSError) as error:
         print(f"{name}: {error}".replace("\n", " "), file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except MemoryError:
+        print(f"{name}: the memory is full; lower --steps or --batch", file=sys.stderr)
+        return 1
     except torch.OutOfMemoryError:
         print(f"{name}: the GPU's memory is full; lower --batch, or take a smaller --preset",
               file=sys.stderr)

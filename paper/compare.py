@@ -194,6 +194,21 @@ def lines_of(flags):
     return list(dict.fromkeys([STRATIFIED, *lines]))
 
 
+def hear_first_requests(lines, corpora, config):
+    """Let each method of the table begin on each data set, so that it complains before any trains.
+
+    Raises ValueError.
+    """
+    for line in lines:
+        for groups, corpus in corpora.items():
+            sizes = [len(tokens) for tokens in corpus.train]
+            history = aioli.History(corpus.groups, sizes, config.batch, warmup=config.warmup)
+            try:
+                next(aioli.METHODS[line.method](history, config.steps, **dict(line.settings)))
+            except ValueError as error:
+                raise ValueError(f"{line.name} on {groups}: {error}") from None
+
+
 def jobs_of(lines, groups, seed, controls=False):
     """The runs of one data set and seed, dear ones first. All that start with a sweep share one."""
     plain = [line for line in lines if line.kind != "after"]
@@ -332,8 +347,11 @@ def compare(flags, config):
     """
     lines, folder = lines_of(flags), flags.folder
     cells = [(groups, flags.seed + n) for n in range(flags.seeds) for groups in flags.sets]
-    texts = {groups: data.load(groups, config.data or None, config.encoding, config.cache).text
-             for groups in flags.sets}
+    corpora = {groups: data.load(groups, config.data or None, config.encoding, config.cache)
+               for groups in flags.sets}
+    texts = {groups: corpus.text for groups, corpus in corpora.items()}
+    methods = [line for line in lines if line.kind == "method"]
+    hear_first_requests(methods, corpora, config)
     folder.mkdir(parents=True, exist_ok=True)
     setup = Setup(folder, config, texts, flags.jobs)
 

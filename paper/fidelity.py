@@ -196,6 +196,9 @@ def measure(config, fork, table, folder):
     """
     if config.steps < 100:
         raise ValueError(f"--steps {config.steps} is too short to fork off; take 100 or more")
+    if .8 * config.warmup > .15:        # horizon needs the validations from there to 1/4 of the run
+        raise ValueError(f"--warmup {config.warmup} leaves horizon less than three validations to "
+                         "forecast from at a quarter of the run; take .18 or less")
     corpus = data.load(config.groups, config.data or None, config.encoding, config.cache)
     rows = compare.read_rows(table, config, {config.groups: corpus.text}, "--table")
     runs = sweep_of(config, rows, table.parent)

@@ -180,14 +180,18 @@ def read_csv(path):
     if not Path(path).exists():
         return {}
     rows = {}
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
-        for cells in table:
-            try:
-                rows[read_entry(cells)] = read_row(cells)
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                where = f"{path}, line {table.line_num}"
-                raise ValueError(f"{where} is not of a comparison ({error})") from None
+        try:
+            for cells in table:
+                entry = read_entry(cells)
+                if entry in rows:
+                    raise ValueError(f"a second line for {entry.label}, seed {entry.seed}")
+                rows[entry] = read_row(cells)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError,
+                csv.Error) as error:
+            where = f"{path}, line {table.line_num}"
+            raise ValueError(f"{where} is not of a comparison ({error})") from None
     return rows
 
 
@@ -195,6 +199,8 @@ def read_entry(cells):
     """The Entry that a line of the file, {column: text}, is of."""
     if cells["kind"] not in KINDS:
         raise ValueError(f"no kind of run is called {cells['kind']!r}")
+    if not cells["groups"] or int(cells["seed"]) < 0:
+        raise ValueError("it does not say which groups and which seed")
     if cells["kind"] == "longer":
         line = longer(int(numbers(cells["settings"])["times"]))
     else:
@@ -208,4 +214,14 @@ def read_row(cells):
     row = {key: cells[key] for key in TEXTS}
     row |= {key: int(cells[key]) for key in WHOLE}
     row |= {key: float(cells[key]) for key in REAL}
-    return row | {key: numbers(cells[key]) for key in PER_GROUP}
+    row |= {key: numbers(cells[key]) for key in PER_GROUP}
+
+    if row["steps"] < 1 or row["extra_steps"] < 0:
+        raise ValueError("its steps cannot be")
+    for key in REAL:
+        if not 0 < row[key] < np.inf:
+            raise ValueError(f"its {key} is {cells[key]}")
+    for key in PER_GROUP:
+        if not row[key]:
+            raise ValueError(f"its {key} cannot be read")
+    return row

@@ -135,10 +135,15 @@ def by_chance(intervals):
 
 
 def tally(rows, name, lines):
-    """One line on the restricted setting: a method against the mixture of the prior it follows."""
+    """One line on the restricted setting: a method against the mixture of the prior it follows.
+
+    "" if no run with such a mixture throughout is there.
+    """
     _, sets = ordered(rows)
     pairs = [partners(rows, line, groups, "throughout") for line in lines for groups in sets]
     gaps = [gap(found, "avg_test_ppl") for found in pairs if found]
+    if not gaps:
+        return ""
     means = [found.mean for found in gaps]
     intervals = sum(not np.isnan(found.half) for found in gaps)
     return (f"{name} after another method's mixture, against that mixture throughout: better in "
@@ -174,7 +179,7 @@ def tabulate(rows):
         show("perplexity against the prior's mixture throughout", ppl, 2, sum(after.values(), []),
              "throughout")]
     tallies = [tally(rows, name, lines) for name, lines in after.items()]
-    return [LEGEND, *filter(None, tables), *tallies]
+    return [LEGEND, *filter(None, tables), *filter(None, tallies)]
 
 
 def main(argv=None):

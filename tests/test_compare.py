@@ -146,7 +146,9 @@ def test_a_spreadsheet_reads_the_file(tmp_path):
 @pytest.mark.parametrize("old, new, says", [
     ("aioli", "aioly", "line 2 .*did you mean 'aioli'"), ("method,aioli", "wrong,aioli", "'wrong'"),
     ("20.0", "twenty", "line 2 .*twenty"), ("eta=2.0", "rate=2.0", "no rate"),
-    ("avg_test_ppl", "perplexity", "line 2 .*avg_test_ppl")])
+    ("avg_test_ppl", "perplexity", "line 2 .*avg_test_ppl"), ("20.0", "nan", "avg_test_ppl is nan"),
+    ("a=3.0 b=3.0", "3.0 3.0", "test_loss cannot be read"), (",a+b,", ",,", "which groups"),
+    ("aioli", '"' + 200_000 * "a" + '"', "line 1 .*field larger")])
 def test_a_line_that_is_no_row_is_named(tmp_path, old, new, says):
     path = tmp_path / "t.csv"
     rows.write_csv(path, {at("aioli:eta=2"): row(20.)})
@@ -463,11 +465,24 @@ def test_a_comparison_makes_what_is_missing_and_shares_its_sweep(compare_here, t
 
 
 def test_a_run_that_fails_is_told_at_the_end_and_others_are_kept(compare_here, tmp_path, capsys):
-    assert compare_here("--method", "aioli_ood,natural") == 2       # the one needs three groups
+    """Probes fit into the run but not into the half of it that is left after a prior."""
+    assert compare_here("--steps", "8", "--prior", "natural", "--method",
+                        "natural,aioli:rounds=1:sweeps=2:probe=2:f=.8") == 2
     said = capsys.readouterr()
-    assert "| natural |" in said.out
-    assert "1 runs failed" in said.err and "give three groups" in said.err
-    assert set(rows_in(tmp_path / "out")) == {"stratified", "natural"}
+    assert "| natural after natural |" in said.out
+    assert "1 runs failed" in said.err and "raise --steps to 8" in said.err
+    assert set(rows_in(tmp_path / "out")) == {"stratified", "half natural", "natural after natural"}
+
+
+def test_a_method_that_cannot_run_on_a_data_set_is_refused_before_any_trains(
+        compare_here, tmp_path, capsys):
+    for method, says in (("aioli_ood", "aioli_ood on code[+]law: .*give three groups"),
+                         ("fixed:mixture=1+2+3", "fixed:mixture=1.2.3 on .*is not 2 shares"),
+                         ("horizon:floor=.6", "a floor of 0.6"), ("grid:bleu", "'bleu' is neither"),
+                         ("aioli:rounds=5000", "into 5000 rounds")):
+        assert compare_here("--method", f"natural,{method}") == 2 and not compare_here.started
+        assert re.search(says, capsys.readouterr().err)
+        assert not (tmp_path / "out" / "compare.csv").exists()
 
 
 def test_a_row_holds_what_the_result_says_and_where_it_was_made(compare_here, tmp_path):

@@ -154,7 +154,8 @@ CENTRED = {"skillit": .1, "doremi": -.3, "doge": .5, "aioli": -.9, "horizon": .2
 
 def a_row(ppl, loss=2.5, text="same", flags=""):
     return dict(steps=100, extra_steps=0, wall_seconds=1., avg_test_ppl=ppl, avg_test_loss=loss,
-                test_loss={}, realised_mixture={}, text=text, flags=flags, machine="any")
+                test_loss=dict(a=loss), realised_mixture=dict(a=1.), text=text, flags=flags,
+                machine="any")
 
 
 def entry(name, groups="a+b", seed=0):
@@ -403,6 +404,7 @@ def test_each_data_set_is_measured_in_a_process_of_its_own_with_the_same_flags(
     (["--method", "aioli"], "--method"),
     (["--prior", "grid"], "--prior"),
     (["--forks", "3"], "did you mean '--fork'"),
+    (["--steps", "100", "--warmup", ".2"], "--warmup 0.2 leaves horizon"),
     (["--groups", "code+lav"], "lav"),
 ])
 def test_what_does_not_apply_gets_one_line_and_exit_code_2(

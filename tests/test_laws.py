@@ -360,6 +360,12 @@ def test_a_law_that_overflows_at_uniform_is_solved_from_where_it_does_not():
     assert law(p).sum() < .5 and gap(law, np.ones(2), "loss", p, 0) <= 1e-6
 
 
+@pytest.mark.parametrize("t", [[[np.nan, 0.], [0., 1.]], [[1e4, 1e4], [1e4, 1e4]]])
+def test_a_law_without_finite_numbers_is_refused(t):
+    with pytest.raises(ValueError, match="no finite number to minimise"):
+        solve_static(LogLinear(np.zeros(2), np.array(t)))
+
+
 # ---- the fits ----
 
 

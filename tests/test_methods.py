@@ -757,3 +757,20 @@ def test_the_order_of_the_probes_comes_from_the_seed_alone(seed):
     assert all(sorted(sweep) == [0, 1, 2, 3] for sweep in there)
     assert len(set(map(tuple, there))) > 1
     assert any(order(other) != found for other in (seed + 1, seed + 2))
+
+
+def test_numbers_beyond_all_bounds_are_refused_in_one_line():
+    for name, value, says in (("rounds", 10 ** 23, "cannot be cut into"),
+                              ("sweeps", 10 ** 23, "probing takes"),
+                              ("probe", 10 ** 19, "out of range")):
+        with pytest.raises(ValueError, match=says):
+            next(aioli.aioli(history(2), 1000, **{name: value}))
+    with pytest.raises(ValueError, match="--points 100000 is out of range"):
+        next(aioli.grid(history(2), 1000, points=100_000))
+    with pytest.raises(ValueError, match="--eta inf is out of range"):
+        next(aioli.aioli(history(2), 1000, eta=np.inf))
+
+
+def test_a_prior_needs_half_a_run_to_be_learnt_on():
+    with pytest.raises(ValueError, match="a prior is learnt on half of --steps 1"):
+        next(aioli.with_prior(history(2), 1, aioli.stratified, aioli.doge))

@@ -846,6 +846,28 @@ def test_uniform_sampling_is_found_beside_the_run_too(tmp_path, monkeypatch, cap
     assert "this run: " not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", [
+    "", "{", "[]", "null", "{}", '{"config": {}}', '{"config": null, "text": ""}', "folder",
+    '{"config": {"prior": ""}, "text": "", "method": "stratified", "avg_test_ppl": NaN}',
+    '{"config": {"prior": ""}, "text": "", "method": "stratified", "avg_test_ppl": 0}'])
+def test_a_damaged_result_of_uniform_sampling_does_not_harm_a_finished_run(
+        tmp_path, monkeypatch, capsys, content):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "stratified-cycle+words-s0" / "result.json"
+    path.parent.mkdir()
+    path.mkdir() if content == "folder" else path.write_text(content)
+    assert run(tmp_path, "natural", steps=2, name="mine")[0]["steps"] == 2
+    assert "for comparison, uniform sampling" in capsys.readouterr().out
+
+
+def test_a_run_may_write_into_the_folder_that_one_is_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = train.Config(method="natural", steps=2, preset="tiny", out=".", val_windows=4,
+                          test_windows=8)
+    train.train(config, {}, corpus("cycle", "words"))
+    assert "written to ." in capsys.readouterr().out and (tmp_path / "result.json").exists()
+
+
 def test_a_prior_before_uniform_sampling_is_not_uniform_sampling(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run(tmp_path, steps=6, prior=".9+.1", name="stratified-cycle+words-s0")
@@ -933,7 +955,7 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     (["--prior", "grid", "--restart", "best"], "uniform or prior", 2),
     (["--method", "skillit", "--prior", "grid", "--restart", "prior"], "always starts from", 2),
     (["--prior", "dlm"], "did you mean 'dml'", 2),
-    (["--prior", "grid:perplexity"], "did you mean 'grid'", 2),
+    (["--prior", "grid:perplexity"], "unknown prior 'grid:perplexity'", 2),
     (["--resume"], "nothing to resume", 2),
     (["--device", "gpu"], "device", 2),
     (["--steps", "many"], "invalid int value", 2),
