@@ -192,7 +192,7 @@ def weigh(L, objective):
 
 
 LIMITS = {                      # least and largest value of a setting, whichever method has it
-    "alpha": (-100, 100), "points": (1, 1000), "rounds": (1, np.inf), "window": (1, np.inf),
+    "alpha": (-100, 100), "points": (1, 200), "rounds": (1, np.inf), "window": (1, np.inf),
     "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
     "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, 10 ** 6), "wait": (0, 1),
     "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
@@ -609,10 +609,13 @@ def cover(m, runs, rng):
         first = np.arange(1, runs + 1) / (runs + 1)
         return np.column_stack((first, 1 - first))
     P = rng.dirichlet(np.full(m, 1.5), 8 * runs)
-    while len(P) > runs:
-        distance = np.linalg.norm(P[:, None] - P, axis=2) + 9 * np.eye(len(P))
-        P = np.delete(P, distance.argmin() // len(P), axis=0)
-    return P
+    distance = np.linalg.norm(P[:, None] - P, axis=2) + 9 * np.eye(len(P))
+    kept = np.ones(len(P), bool)
+    while kept.sum() > runs:
+        dropped = distance.argmin() // len(P)
+        distance[dropped] = distance[:, dropped] = np.inf
+        kept[dropped] = False
+    return P[kept]
 
 
 def sweep(h, steps, points, objective, least=1):
