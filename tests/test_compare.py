@@ -659,6 +659,7 @@ def test_two_comparisons_do_not_share_a_folder_at_once(compare_here, tmp_path, c
 
 
 def test_the_pictures_of_a_comparison_are_drawn(compare_here, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
     monkeypatch.setattr(train, "pyplot", PYPLOT)
     monkeypatch.setattr(train, "picture", lambda *_: None)          # of a run
     out = tmp_path / "out"
@@ -672,6 +673,7 @@ def test_the_pictures_of_a_comparison_are_drawn(compare_here, tmp_path, monkeypa
 
 
 def test_a_sweep_of_three_groups_is_drawn_as_a_triangle(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
     groups = ("cycle", "words", "noise")
     result, _ = run(tmp_path, "grid", groups, dict(points=4), steps=5)
     moved, _ = run(tmp_path, "skillit", groups, dict(rounds=2), name="moved", steps=5)
