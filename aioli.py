@@ -146,7 +146,7 @@ class History:
         return np.cumsum([row.windows for row in self.trained(on)], axis=0)
 
 
-# --- The update that all online methods share, and small tools.
+# --- The update of the online methods, and small tools.
 
 
 def egd(p, s, eta):
@@ -167,7 +167,7 @@ def egd(p, s, eta):
 def lmo_step(p, A, eta):
     """The framework's update: a step of size eta on the column sums of A, (n, m) -> p (m,).
 
-    Every online method below is a choice of A; the rest is this line.
+    Skill-It, DoReMi, DoGE and Aioli are choices of A; the rest is this line.
 
     >>> lmo_step([.5, .5], np.array([[.7, .1], [.3, -.1]]), eta=.2).round(4)
     array([0.5498, 0.4502])
