@@ -32,6 +32,7 @@ one method is put on top of another. Notation:
     A      (m, m), A[i, j] > 0: training on group j lowers loss i
     s      scores, (m,): column sums of A, what one more unit of group j takes off the total loss
     eta    step size of the exponentiated-gradient step, 1 / (unit of s)
+    n, R   losses, where there may be more or less than m of them; finished runs
 """
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ class History:
         """Record an answer. Without `windows` the mixture counts as realised exactly."""
         p = np.asarray(request.p, float)
         if windows is None:                                             # an Update draws no batch
-            batches = request.steps if isinstance(request, Train) else isinstance(request, Peek)
+            batches = {Train: getattr(request, "steps", 0), Peek: 1, Update: 0}[type(request)]
             windows = batches * self.batch * p
         windows = np.asarray(windows)
         share = windows / windows.sum() if windows.sum() else p
@@ -182,7 +183,7 @@ def split(steps, rounds):
     """
     if not 1 <= rounds <= max(steps, 1):
         raise ValueError(f"{steps} steps cannot be cut into {rounds} rounds; "
-                         "raise --steps or lower --rounds")
+                         f"choose 1 to {max(steps, 1)}, or raise --steps")
     return np.diff(np.arange(rounds + 1) * steps // rounds).tolist()
 
 
@@ -609,10 +610,11 @@ def cover(m, runs, rng):
         first = np.arange(1, runs + 1) / (runs + 1)
         return np.column_stack((first, 1 - first))
     P = rng.dirichlet(np.full(m, 1.5), 8 * runs)
-    distance = np.linalg.norm(P[:, None] - P, axis=2) + 9 * np.eye(len(P))
+    distance = np.linalg.norm(P[:, None] - P, axis=2)
+    np.fill_diagonal(distance, np.inf)
     kept = np.ones(len(P), bool)
     while kept.sum() > runs:
-        dropped = distance.argmin() // len(P)
+        dropped, _ = np.unravel_index(distance.argmin(), distance.shape)
         distance[dropped] = distance[:, dropped] = np.inf
         kept[dropped] = False
     return P[kept]
@@ -854,7 +856,8 @@ def fit_log_linear(mixtures, losses, delta=.02):
         errors.append(((LogLinear(c, t)(P) - L) ** 2).sum(0))
 
     guesses = np.array(guesses)                                         # (30, n, 1 + m)
-    order, each_loss = np.argsort(errors, axis=0), np.arange(L.shape[1])         # best first
+    order = np.argsort(errors, axis=0)                                  # (30, n), best first
+    each_loss = np.arange(L.shape[1])
     starts = [guesses[order[rank], each_loss] for rank in (0, 3, 8)]
 
     def build(x):
@@ -1017,7 +1020,7 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
             law = forecast_end(h, total_windows)
             plan = solve_static(law, objective=objective, floor=floor)
             move = np.clip(np.log(plan / p), -reach, reach)
-            p = egd(p, move, 1.0)
+            p = egd(p, move, 1.0)                                       # p e^move, scaled
             A = -law.gradient(p)
     yield Train(p, steps - sum(parts[:planned]), A=A)
 

@@ -24,6 +24,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -625,6 +626,10 @@ def train(config, settings, corpus=None):
             raise Stop("stopped; go on with the same command and --resume "
                        f"(state in {checkpoint})") from None
         wall = wall_seconds(began, known, history)
+        trained = steps_taken(history)["main"]
+        if trained != config.steps:
+            raise ValueError(f"{config.method} trained the main run for {trained} steps; its Train "
+                             f"requests have to add up to --steps {config.steps}")
         result = summarise(config, settings, trainer, history, wall)
         write(out / "history.jsonl", history_lines(history))
         write(out / "result.json", json.dumps(result, indent=1))
@@ -997,6 +1002,9 @@ def parse(argv):
         if setting in fields:
             raise ValueError(f"{name}'s setting {setting!r} is the name of a flag of every run; "
                              "call it something else")
+        if settings[setting] is True or not isinstance(settings[setting], (str, int, float)):
+            raise ValueError(f"{name}'s setting {setting!r} can be no flag; let its default be a "
+                             "number, text or False")
 
     parser = Parser(prog="train.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -1051,13 +1059,21 @@ def refuse_idle(given):
                          "use grid, dml or power")
 
 
+def where(error):
+    """File, line and function of an error that no `raise` of ours made; "" for the others."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    if frame.line.startswith("raise "):
+        return ""
+    return f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
+
+
 def exit_code(name, command):
     """Call `command` -> 0; 2 for bad input, 1 for a machine that refuses, 130 after Ctrl-C, with
     a line on stderr that begins with `name`; never a traceback for these."""
     try:
         command()
     except (ValueError, OSError) as error:
-        print(f"{name}: {error}".replace("\n", " "), file=sys.stderr)
+        print(f"{name}: {error}{where(error)}".replace("\n", " "), file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except MemoryError:
         print(f"{name}: the memory is full; lower --steps or --batch", file=sys.stderr)

@@ -81,6 +81,13 @@ def full_tables(text):
 # ---- the README
 
 
+@pytest.mark.parametrize("page", ["README.md", "paper/README.md", "paper/exercises.md"])
+def test_code_to_paste_keeps_to_100_columns(page):
+    for code in re.findall(r"^ *```python\n(.*?)^ *```", (ROOT / page).read_text(), re.S | re.M):
+        for line in textwrap.dedent(code).splitlines():
+            assert len(line) <= 100, line
+
+
 def test_the_readme_can_be_read_in_one_sitting():
     assert len(README.splitlines()) <= 200 and len(README.split()) <= 2000
 

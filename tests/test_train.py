@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 
@@ -1045,6 +1046,41 @@ def test_every_default_is_that_of_the_method_and_of_the_config():
     config, settings = train.parse(argv)
     assert (settings["mu"], config.method, config.val_windows) == (.01, "doge", 3)
     assert config.compile and config.lr == .1
+
+
+@pytest.mark.parametrize("default", [True, (1, 2), [1], np.ones(2)])
+def test_a_setting_that_can_be_no_flag_is_refused(monkeypatch, default):
+    def mine(h, steps, weights=default):
+        """My method.  weights: of mine."""
+        yield aioli.Train(h.uniform, steps)
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    with pytest.raises(ValueError, match="'weights' can be no flag"):
+        train.parse(["--method", "mine"])
+
+
+@pytest.mark.parametrize("factor", [.5, 2])
+def test_a_method_that_trains_for_other_than_the_steps_asked_for_gets_no_result(
+        tmp_path, monkeypatch, factor):
+    def mine(h, steps):
+        """My method."""
+        yield aioli.Train(h.uniform, int(factor * steps))
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    with pytest.raises(ValueError, match="mine trained the main run for .* to --steps 20"):
+        run(tmp_path, "mine", steps=20)
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_bug_in_a_method_is_told_with_its_line_and_bad_input_without(capsys):
+    def bug():
+        return np.ones(2) + np.ones(3)
+
+    def refusal():
+        raise ValueError("take another")
+    assert train.exit_code("me", bug) == 2
+    said = capsys.readouterr().err.strip()
+    assert re.search(r"shapes .*\(test_train.py, line \d+, in bug\)$", said)
+    assert train.exit_code("me", refusal) == 2
+    assert capsys.readouterr().err == "me: take another\n"
 
 
 def test_a_setting_named_like_a_flag_of_every_run_is_refused(monkeypatch):
