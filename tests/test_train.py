@@ -1048,6 +1048,13 @@ def test_every_default_is_that_of_the_method_and_of_the_config():
     assert config.compile and config.lr == .1
 
 
+def test_a_setting_out_of_range_is_refused_before_any_text_is_read():
+    for method, flag, value in (("aioli", "--sweeps", "0"), ("doge", "--mu", "0"),
+                                ("horizon", "--last", "nan"), ("grid", "--objective", "bits")):
+        with pytest.raises(ValueError, match=f"^{flag} "):
+            train.parse(["--method", method, flag, value])
+
+
 @pytest.mark.parametrize("default", [True, (1, 2), [1], np.ones(2)])
 def test_a_setting_that_can_be_no_flag_is_refused(monkeypatch, default):
     def mine(h, steps, weights=default):
