@@ -934,6 +934,7 @@ def picture(result, history, path):
 
 # --- The command line: flags are made from Config and from the method's keyword arguments.
 
+# what a single run does not take, and which command does
 COMPARE, FIDELITY, LAWS = (f"python -m paper.{name}" for name in ("compare", "fidelity", "laws"))
 MOVED = {"--quick": COMPARE, "--seeds": COMPARE, "--controls": COMPARE, "--jobs": COMPARE,
          "--fidelity": FIDELITY, "--fork": FIDELITY, "--table": FIDELITY, "--holdout": LAWS}

@@ -1,4 +1,5 @@
-"""Break the code on purpose, one line at a time, and show that the suite notices every time.
+"""Break aioli.py, train.py, data.py and three files of paper/ on purpose, one line at a time, and
+show that the suite notices every time.
 
     pytest tests/mutants.py                # all: each mutant is a copy of the repository with its
     pytest tests/mutants.py -k train.py    # own pytest run; or those of one file
