@@ -626,10 +626,7 @@ def train(config, settings, corpus=None):
             raise Stop("stopped; go on with the same command and --resume "
                        f"(state in {checkpoint})") from None
         wall = wall_seconds(began, known, history)
-        trained = steps_taken(history)["main"]
-        if trained != config.steps:
-            raise ValueError(f"{config.method} trained the main run for {trained} steps; its Train "
-                             f"requests have to add up to --steps {config.steps}")
+        check_steps(config, history)
         result = summarise(config, settings, trainer, history, wall)
         write(out / "history.jsonl", history_lines(history))
         write(out / "result.json", json.dumps(result, indent=1))
@@ -640,6 +637,14 @@ def train(config, settings, corpus=None):
     picture(result, history, out / "run.png")
     print(f"written to {out}")
     return result
+
+
+def check_steps(config, history):
+    """Raise ValueError if the method did not train the main run for --steps steps."""
+    trained = steps_taken(history)["main"]
+    if trained != config.steps:
+        raise ValueError(f"{config.method} trained the main run for {trained} steps; its Train "
+                         f"requests have to add up to --steps {config.steps}")
 
 
 def output_folder(config, groups):
