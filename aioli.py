@@ -282,10 +282,10 @@ def skillit(h, steps, rounds=10, eta=.2, window=3):
     array([0.55, 0.45])
     """
     check(rounds=rounds, eta=eta, window=window)
-    split(steps, rounds)
+    parts = split(steps, rounds)
     G = yield from skill_graph(h, steps)                                # (m, m)
     A, losses = G, []
-    for n in split(steps, rounds):
+    for n in parts:
         p = lmo_step(h.uniform, A, eta)
         L = yield Train(p, n, A=A)
         losses.append(L)
@@ -972,19 +972,19 @@ def validation_noise(L):
     return max(np.median(second_differences ** 2) / 6, 1e-4)
 
 
-def past_warmup(h, read):
+def past_warmup(warmup, read):
     """Which validations, after shares `read` of the run, a forecast may be fitted to.
 
     Those from four fifths of the warm-up on: before, the rising rate decides the loss, not tokens.
     """
-    return read > .8 * h.warmup - 1e-9
+    return read > .8 * warmup - 1e-9
 
 
 def forecast_end(h, total_windows):
     """The Forecast for a run of `total_windows`, from what the main run has shown so far."""
     n = h.windows() / total_windows                                     # (t, m)
     share = np.array([row.share for row in h.trained()])
-    ready = past_warmup(h, n.sum(1))
+    ready = past_warmup(h.warmup, n.sum(1))
     return fit_forecast(n[ready], share[ready], h.losses()[ready])
 
 
@@ -1030,7 +1030,7 @@ def check_validations(h, steps, parts, first, planned):
     windows = [row.windows.sum() for row in h.trained()]                # with a prior, of its part
     total_windows = sum(windows) + steps * h.batch
     windows += [n * h.batch for n in parts[:first + 1]]
-    count = past_warmup(h, np.cumsum(windows) / total_windows).sum()
+    count = past_warmup(h.warmup, np.cumsum(windows) / total_windows).sum()
     if first < planned and count < 3:
         raise ValueError(f"horizon: {len(parts)} rounds give {count} validations up to the first "
                          "forecast, which needs 3 (those in the warm-up do not count); "

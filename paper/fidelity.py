@@ -196,7 +196,8 @@ def measure(config, fork, table, folder):
     """
     if config.steps < 100:
         raise ValueError(f"--steps {config.steps} is too short to fork off; take 100 or more")
-    if .8 * config.warmup > .15:        # horizon needs the validations from there to 1/4 of the run
+    validated = np.arange(1, 6) / 20                # of the run, up to the first point
+    if aioli.past_warmup(config.warmup, validated).sum() < 3:
         raise ValueError(f"--warmup {config.warmup} leaves horizon less than three validations to "
                          "forecast from at a quarter of the run; take .18 or less")
     corpus = data.load(config.groups, config.data or None, config.encoding, config.cache)
