@@ -55,10 +55,11 @@ def rotary_tables(window, channels):
 
 
 def rotate(x, cos, sin):
-    """Turn the first `cos.shape[-1]` channels of x (B, H, T, D) by position; keep the rest."""
+    """Turn the first `cos.shape[-1]` channels of x (..., T, D) by position; keep the rest."""
     n = cos.shape[-1]
     turned, kept = x.split((n, x.shape[-1] - n), dim=-1)
-    return torch.cat((turned * cos + turned.roll(n // 2, dims=-1) * sin, kept), dim=-1)
+    turned = torch.addcmul(turned * cos, turned.roll(n // 2, dims=-1), sin)
+    return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
 
 
 def read_late(x, channels):
@@ -88,8 +89,8 @@ class Block(nn.Module):
             to_attn = read_late(to_attn, self.late)
             to_mlp = read_late(to_mlp, self.late)
         qkv = self.qkv(to_attn).view(B, T, 3, self.heads, C // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                  # 3 x (B, H, T, D)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        qk, v = qkv.permute(2, 0, 3, 1, 4).split((2, 1))                      # (2 or 1, B, H, T, D)
+        (q, k), v = rotate(qk, cos, sin), v.squeeze(0)
         attn = F.scaled_dot_product_attention(q, k, v, is_causal=True)        # (B, H, T, D)
         attn = self.attn_out(attn.transpose(1, 2).reshape(B, T, C))
         return x + attn + self.mlp_out(F.gelu(self.mlp_in(to_mlp)))
