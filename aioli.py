@@ -14,7 +14,7 @@ file needs numpy alone, and torch only to fit a law.
 
     history = History(groups=["code", "law"], sizes=[9e6, 4e6], batch=8)
     method = aioli(history, steps=1000)
-    request = next(method)                      # Train(p=[.5, .5], steps=0): "measure, please"
+    request = next(method)                      # Train(p=[.5, .5], steps=40)
     history.add(request, loss=[7.0, 6.9])       # what your model measured, nats per token
     request = method.send(history.reply)        # and so on until StopIteration
 
@@ -22,9 +22,10 @@ file needs numpy alone, and torch only to fit a law.
 runs another generator in place and takes what it returns.
 
 How to read it: requests and History; `egd` and `lmo_step`, the update of the online methods; the
-methods, from those that measure nothing (`stratified`) to the one that measures inside the run
-(`aioli`); the static laws with `grid`, `dml` and `power`; `horizon`, which is ours; and last how
-one method is put on top of another. Notation:
+methods, from those that measure nothing (`stratified`) to the paper's Aioli, which measures inside
+the run (`aioli_rounds`); the static laws with `grid`, `dml` and `power`; a law of the run's own
+losses, with the two methods of ours that take A from it, `aioli` and `horizon`; and last how one
+method is put on top of another. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -190,6 +191,11 @@ def split(steps, rounds):
 def weigh(L, objective):
     """What is averaged over groups: the losses L, or their perplexities exp(L)."""
     return np.exp(L) if objective == "perplexity" else L
+
+
+def importance(L, objective):
+    """The derivative of `weigh`: what a fall of each loss is worth, (m,) -> (m,)."""
+    return np.exp(L) if objective == "perplexity" else np.ones_like(L)
 
 
 LIMITS = {                      # least and largest value of a setting, whichever method has it
@@ -363,7 +369,7 @@ def doge(h, steps, mu=.05, cap=5.0):
     yield Train(total / steps, steps)
 
 
-# --- Aioli: A is measured inside the run.
+# --- Aioli as published: A is measured inside the run, by short probes.
 
 
 def normalise(A):
@@ -444,40 +450,51 @@ def learn_params(h, arms, f=.75, sweeps=2, probe=4, diagonal=False):
     return np.diag(np.diag(A)) if diagonal else A
 
 
-def aioli_rounds(h, steps, rounds, eta, ema=0.0, start=None, rows=None, objective="loss",
-                 **probing):
-    """Aioli's outer loop (the paper's Algorithm 1): each round measure A, step, train the rest.
+def aioli_rounds(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4, diagonal=False,
+                 objective="loss", start=None, rows=None):
+    """The paper's Algorithm 1 (arXiv 2411.05735), with every knob: measure A, step, train; repeat.
 
+    p^t = lmo_step(p^{t-1}, normalise(A^t), eta), with A^t from learn_params; the rest of round t
+    trains on p^t. Probe steps are part of the budget. Extra cost: sweeps * m + 1 validations a
+    round. The release accumulates as here. Its option --ema averages A and starts from uniform
+    every round: for m = 2 and eta .2 no share can then leave [.45, .55], in general
+    [1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)].
     start (m,): the first mixture (default: uniform); its groups at 0 are not trained on. rows: the
-    losses that count (default: all). probing: settings of learn_params. Others: as aioli.
+    losses that count (default: all). Raises ValueError for settings out of range, or probes that
+    do not fit into a round.
+    rounds: T, updates of the mixture.  eta: step size.  ema: weight of the past (0: steps add up).
+    f: share of the probed group.  sweeps: probes per group and round.  probe: steps per probe.
+    diagonal: as if no group affected another.
+    objective: loss, or perplexity (row i of A times exp(L_i)).
+
+    >>> A = np.array([[3., -1.], [0., 1.]])
+    >>> lmo_step([.5, .5], normalise(A), eta=.2).round(3)
+    array([0.521, 0.479])
     """
-    check(rounds=rounds, eta=eta, ema=ema, objective=objective, f=probing["f"],
-          sweeps=probing["sweeps"], probe=probing["probe"])
+    check(rounds=rounds, eta=eta, ema=ema, f=f, sweeps=sweeps, probe=probe, objective=objective)
     p = h.uniform if start is None else start
     rows = np.arange(h.m) if rows is None else rows
     arms = np.flatnonzero(p)
     uniform = (p > 0) / len(arms)                                       # over these
-    probe_steps = check_probes(h, arms, steps, rounds, **probing)
+    probe_steps = check_probes(h, arms, steps, rounds, f, sweeps, probe)
 
     average = None
     yield Train(p, 0)
     for n in split(steps, rounds):
-        A = yield from learn_params(h, arms, **probing)                 # (m, m)
-        L = h.losses()[-1]
-        weights = np.exp(L) if objective == "perplexity" else np.ones(h.m)
-        weighted = weights[:, None] * A
+        A = yield from learn_params(h, arms, f, sweeps, probe, diagonal)            # (m, m)
+        weighted = importance(h.losses()[-1], objective)[:, None] * A
         scaled = np.zeros((len(rows), h.m))
         scaled[:, arms] = normalise(weighted[np.ix_(rows, arms)])       # entries sum to 1
 
-        if ema:                  # an option of the release: average A, from uniform every round
+        if ema:
             average = scaled if average is None else (1 - ema) * scaled + ema * average
             p = lmo_step(uniform, average, eta)
-        else:                    # the paper: steps add up
+        else:
             p = lmo_step(p, scaled, eta)
         yield Train(p, n - probe_steps, A=A)
 
 
-def check_probes(h, arms, steps, rounds, f, sweeps, probe, **_):
+def check_probes(h, arms, steps, rounds, f, sweeps, probe):
     """Raise ValueError where probes do not fit into a round, or do not tell groups apart.
 
     Returns the steps of a round that are probes.
@@ -490,47 +507,52 @@ def check_probes(h, arms, steps, rounds, f, sweeps, probe, **_):
     shortest = min(split(steps, rounds))
     if shortest < probe_steps:
         raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but "
-                         f"probing takes sweeps * probe * groups = {probe_steps}; raise --steps to "
-                         f"{rounds * probe_steps}, or lower --rounds, --sweeps or --probe")
+                         f"probing takes {sweeps * probe} for each of {len(arms)} groups; "
+                         f"raise --steps to {rounds * probe_steps}")
     return probe_steps
 
 
-def aioli(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4, objective="loss",
-          start=None):
-    """Aioli (arXiv 2411.05735): A^t measured inside the run by LearnParams, once a round.
+PUBLISHED = {                   # by groups; a round is 5,000 steps / 20, for seven 40,000 / 200
+    2: dict(round=250, eta=.2, ema=.1, f=.625, sweeps=4, probe=4),
+    3: dict(round=250, eta=.1, ema=.5, f=.5, sweeps=4, probe=6),
+    7: dict(round=200, eta=1.0, ema=.1, f=.75, sweeps=2, probe=10),
+}
 
-    p^t = lmo_step(p^{t-1}, normalise(A^t), eta), p^0 is uniform, and the rest of round t trains on
-    p^t. Probe steps are part of the budget. Extra cost: sweeps * m + 1 validations a round.
-    Paper: 20 rounds (200 for m = 7), eta .2, .1 or 1, f .625, .5 or .75 (m = 2, 3, 7), sweeps 4 or
-    2, probe 4, 6 or 10. The release accumulates as here. Its option --ema (.1, .5, .1 in its
-    scripts) averages A and starts from uniform every round: for m = 2 and eta .2 no share can then
-    leave [.45, .55], in general [1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)].
-    rounds: T, updates of the mixture.  eta: step size.  ema: weight of the past (0: steps add up).
-    f: share of the probed group.  sweeps: probes per group and round.  probe: steps per probe.
-    objective: loss, or perplexity (row i of A times exp(L_i)).
 
-    >>> A = np.array([[3., -1.], [0., 1.]])
-    >>> lmo_step([.5, .5], normalise(A), eta=.2).round(3)
-    array([0.521, 0.479])
+def published(m, steps, ema=False):
+    """Settings of the paper's scripts for the nearest number of groups, with rounds as long as
+    theirs, or their probes -> keyword arguments of aioli_rounds."""
+    settings = dict(PUBLISHED[min(PUBLISHED, key=lambda known: abs(known - m))])
+    probes = settings["sweeps"] * settings["probe"] * m
+    settings["rounds"] = max(1, steps // max(settings.pop("round"), probes))
+    return settings | ({} if ema else {"ema": 0.0})
+
+
+def aioli_published(h, steps, ema=False, objective="loss", start=None):
+    """Aioli as published: aioli_rounds with the settings of its scripts, by number of groups.
+
+    A run of 4,000 steps has 16 rounds for two or three groups and 20 for seven; probes take 13, 29
+    and 70 per cent of it.
+    ema: average A, as the release can.  objective: loss, or perplexity.
     """
-    yield from aioli_rounds(h, steps, rounds, eta, ema, start, objective=objective, f=f,
-                            sweeps=sweeps, probe=probe)
+    yield from aioli_rounds(h, steps, start=start, objective=objective,
+                            **published(h.m, steps, ema))
 
 
-def aioli_static(h, steps, eta=.2, f=.75, sweeps=2, probe=4):
-    """Ablation: A measured once, at the start; one-round Aioli. Settings as aioli."""
-    yield from aioli_rounds(h, steps, 1, eta, f=f, sweeps=sweeps, probe=probe)
+def aioli_static(h, steps):
+    """Ablation: A measured once, at the start; aioli_published with one round."""
+    yield from aioli_rounds(h, steps, **published(h.m, steps) | {"rounds": 1})
 
 
-def aioli_diagonal(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4):
-    """Ablation: off-diagonal entries of A are 0, as in DoReMi. Settings as aioli."""
-    yield from aioli_rounds(h, steps, rounds, eta, f=f, sweeps=sweeps, probe=probe, diagonal=True)
+def aioli_diagonal(h, steps):
+    """Ablation of aioli_published: off-diagonal entries of A are 0, as in DoReMi."""
+    yield from aioli_rounds(h, steps, **published(h.m, steps), diagonal=True)
 
 
-def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
-    """Aioli for a group that is not trained on: only row `target` of A counts, p_target = 0.
+def aioli_ood(h, steps, target=""):
+    """aioli_published for a group not trained on: only row `target` of A counts, p_target = 0.
 
-    Compare it with uniform over the others. Settings as aioli.
+    Compare it with uniform over the others.
     target: name of the group to do well on (default: the last).
     """
     target = target or h.groups[-1]
@@ -541,8 +563,23 @@ def aioli_ood(h, steps, rounds=10, eta=.2, f=.75, sweeps=2, probe=4, target=""):
                          "give three groups")
     i = h.groups.index(target)
     start = (np.arange(h.m) != i) / (h.m - 1)
-    yield from aioli_rounds(h, steps, rounds, eta, start=start, rows=[i], f=f, sweeps=sweeps,
-                            probe=probe)
+    yield from aioli_rounds(h, steps, start=start, rows=[i], **published(h.m - 1, steps))
+
+
+def perplexity_weighted(h, steps, rounds=10, eta=.5):
+    """A control that measures no A: more of the groups whose perplexity is high, round by round.
+
+    A^t = normalise(diag(exp(L^t))): as if a group helped itself only, and all alike. What measures
+    A has to do better. No source; such weights are folklore. Extra cost: a validation a round.
+    rounds: updates of the mixture.  eta: step size.
+    """
+    check(rounds=rounds, eta=eta)
+    p = h.uniform
+    L = yield Train(p, 0)
+    for n in split(steps, rounds):
+        A = normalise(np.diag(np.exp(L)))
+        p = lmo_step(p, A, eta)
+        L = yield Train(p, n, A=A)
 
 
 # --- Static laws (T = 1): final losses of whole runs as a function of their mixture. A law is
@@ -887,7 +924,7 @@ def fit_power_law(mixtures, losses, delta=.02):
     return fit(build, starts, P, L, delta)
 
 
-# --- horizon, ours: a law of the run's own losses.
+# --- A law of the run's own losses, and two methods of ours that take A from it.
 
 
 class Forecast(NamedTuple):
@@ -914,7 +951,7 @@ class Forecast(NamedTuple):
     def effective(self, p):
         """E, (..., m)."""
         left = 1 - self.n.sum()
-        return (1 - self.o) * (self.n + left * p) + self.o * p
+        return np.maximum((1 - self.o) * (self.n + left * p) + self.o * p, 1e-4)
 
     def __call__(self, P):
         return self.c + self.b * self.effective(P) ** -.5               # (..., m)
@@ -988,24 +1025,61 @@ def forecast_end(h, total_windows):
     return fit_forecast(n[ready], share[ready], h.losses()[ready])
 
 
-def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objective="loss"):
-    """Ours: what the whole rest of the run does for each loss, forecast and minimised each round.
+def aioli(h, steps, rounds=25, wait=.16, last=.4, eta=.5, objective="perplexity", start=None):
+    """Aioli with an A that lasts: train a round, fit A to the run so far, step on its column sums.
 
-    Aioli's A is what the next few steps do, and much of that is recency: a group helps itself, and
-    it is soon forgotten. Here the law is a Forecast for the end of the run, fitted to its own
-    validation losses. The solver is direct, and a step moves no log share by more than `reach`
-    before they are scaled to sum 1 (which also keeps one bad forecast from mattering, and shows
-    the law a mixture that it has not met). A^t = minus the law's gradient at p. No probes, no
-    extra runs: extra cost rounds * last validations. Training is uniform at first and stays where
-    it is at the end, where the falling learning rate hides what tokens do.
+    The loop of the paper, p^t = lmo_step(p^{t-1}, normalise(exp(L) A^t), eta m). Three things are
+    not as published. (1) A probe of a few steps shows mostly recency: a group helps itself, and it
+    is soon forgotten. Here every stretch of training is a measurement, and one law is fitted to
+    them all by least squares: a Forecast, which tells what stays from what is forgotten. A^t is
+    minus its slope at p: what more of a group in the rest of the run is worth at its end. (2) Row i
+    of A counts exp(L_i) times, L_i being the forecast, as perplexity is what is reported. (3) The
+    step is eta * m, as column sums are 1/m in the mean, and rounds are shares of the run, so that
+    nothing depends on m or the length. Training is uniform until `wait` and stays where it is after
+    `last`, where the falling learning rate hides what tokens do. No probes, no extra runs: extra
+    cost rounds * last validations.
     rounds: validations in a run, were they to go on.  wait: share of the run before a forecast.
-    last: share of the run after which the mixture stays.  reach: largest change of a log share.
-    floor: least share of a group in a plan.  objective: average loss, or average perplexity.
+    last: share of the run after which the mixture stays.  eta: step size, per group.
+    objective: perplexity, or loss.
     Raises ValueError if fewer than three validations come between the warm-up and the first
     forecast.
     """
+    check(rounds=rounds, wait=wait, last=last, eta=eta, objective=objective)
+    start = h.uniform if start is None else start                       # groups at 0 stay there
+
+    def step(law, p):
+        A = -law.gradient(p) * (p > 0)                                  # (m, m), diagonal
+        weighted = importance(law(p), objective)[:, None] * A
+        return lmo_step(p, normalise(weighted), eta * (p > 0).sum()), A
+
+    yield from forecasting(h, steps, rounds, wait, last, step, start)
+
+
+def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objective="loss"):
+    """Ours: what the whole rest of the run does for each loss, forecast and minimised each round.
+
+    The law and the rounds are those of `aioli`; the solver is direct. A step moves no log share by
+    more than `reach` before they are scaled to sum 1 (which also keeps one bad forecast from
+    mattering, and shows the law a mixture that it has not met). A^t = minus the law's gradient at
+    p. Extra cost: rounds * last validations. Settings as aioli.
+    reach: largest change of a log share.  floor: least share of a group in a plan.
+    objective: average loss, or average perplexity.
+    Raises ValueError as aioli does.
+    """
     check(rounds=rounds, wait=wait, last=last, reach=reach, objective=objective)
     check_floor(floor, h.m)
+
+    def step(law, p):
+        plan = solve_static(law, objective=objective, floor=floor)
+        move = np.clip(np.log(plan / p), -reach, reach)
+        p = egd(p, move, 1.0)                                           # p e^move, scaled
+        return p, -law.gradient(p)
+
+    yield from forecasting(h, steps, rounds, wait, last, step, h.uniform)
+
+
+def forecasting(h, steps, rounds, wait, last, step, p):
+    """The rounds of a method with a Forecast: train, forecast, `step` on the law; then stay."""
     parts = split(steps, rounds)
     ends = np.cumsum(parts)                                         # (rounds,) steps done by then
     planned = sum(ends <= last * steps)
@@ -1013,15 +1087,12 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
 
     windows_before = sum(row.windows.sum() for row in h.trained())      # of a prior
     total_windows = windows_before + steps * h.batch
-    p, A = h.uniform, None
+    A = None
     for done, n in zip(ends[:planned], parts[:planned]):
         yield Train(p, n, A=A)
         if done >= wait * steps:
             law = forecast_end(h, total_windows)
-            plan = solve_static(law, objective=objective, floor=floor)
-            move = np.clip(np.log(plan / p), -reach, reach)
-            p = egd(p, move, 1.0)                                       # p e^move, scaled
-            A = -law.gradient(p)
+            p, A = step(law, p)
     yield Train(p, steps - sum(parts[:planned]), A=A)
 
 
@@ -1032,7 +1103,7 @@ def check_validations(h, steps, parts, first, planned):
     windows += [n * h.batch for n in parts[:first + 1]]
     count = past_warmup(h.warmup, np.cumsum(windows) / total_windows).sum()
     if first < planned and count < 3:
-        raise ValueError(f"horizon: {len(parts)} rounds give {count} validations up to the first "
+        raise ValueError(f"{len(parts)} rounds give {count} validations up to the first "
                          "forecast, which needs 3 (those in the warm-up do not count); "
                          "raise --rounds or --wait, or lower --warmup")
 
@@ -1101,5 +1172,6 @@ def rehearse(h, steps, n, method, **settings):
 
 
 METHODS = {f.__name__: f for f in (
-    stratified, fixed, natural, skillit, doremi, doge, aioli, aioli_static, aioli_diagonal,
-    aioli_ood, grid, dml, power, horizon)}
+    stratified, fixed, natural, skillit, doremi, doge, aioli_rounds, aioli_published,
+    aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, grid, dml, power, aioli,
+    horizon)}

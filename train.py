@@ -72,7 +72,7 @@ class Config:
     restart: str = "uniform"    # with --prior: where the method starts, uniform (paper) or prior
     # model and optimiser
     preset: str = "laptop"      # a name in model.PRESETS
-    steps: int = 1000           # optimiser steps of the main run, probes included
+    steps: int = 4000           # optimiser steps of the main run, probes included
     batch: int = 8              # windows per step; small steps win at equal tokens on a laptop
     lr: float = 8e-3            # peak learning rate; the best of .004 to .012 on the laptop model
     warmup: float = 0.1         # share of the steps with rising rate

@@ -34,7 +34,7 @@ TRAIN = str(Path(train.__file__).resolve())
 QUICK = ("python+csv", "python+prose")
 PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
 SWEPT = ("grid", "dml", "power")            # they begin with the same sweep of scratch runs
-MOVING = ("skillit", "aioli", "horizon")    # their mixture changes during the run
+MOVING = ("skillit", "aioli_rounds", "aioli_published", "aioli", "horizon")     # during the run
 NOT_SHARED = ("method", "groups", "seed", "out", "cache", "resume", "runs", "past", "prior")
 ONLY_AFTER = ("first", "restart")           # flags of runs on top of a prior
 

@@ -105,7 +105,7 @@ def method_matrices(trainer, history, saved, G, laws):
     probes = new_history(trainer)
     probes.add(aioli.Train(uniform, 0), loss=trainer.validate(main))
     program = aioli.learn_params(probes, np.arange(history.m))
-    matrices["aioli"] = train.drive(program, trainer, probes)
+    matrices["aioli_rounds"] = train.drive(program, trainer, probes)
     main.load(saved)
 
     law = aioli.forecast_end(history, steps * history.batch)

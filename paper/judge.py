@@ -12,8 +12,9 @@ from paper.laws import ranks
 from paper.rows import Entry
 from paper.tables import markdown, partners
 
-FOR_LOSS = ("dml", "power", "skillit", "doremi", "doge", "aioli", "horizon")
-FOR_PERPLEXITY = ("power", "aioli", "horizon")
+FOR_LOSS = ("dml", "power", "skillit", "doremi", "doge", "aioli_rounds",
+            "horizon")
+FOR_PERPLEXITY = ("power", "aioli_rounds", "horizon")
 JUDGED = [*(Entry("method", method) for method in FOR_LOSS),
           *(Entry("method", method, (("objective", "perplexity"),)) for method in FOR_PERPLEXITY)]
 

@@ -15,8 +15,9 @@ import aioli
 import data
 import train
 
-METHODS = ("stratified", "grid", "dml", "power", "skillit", "doremi", "doge", "aioli", "horizon",
-           "grid:perplexity", "power:perplexity", "aioli:perplexity", "horizon:perplexity")
+METHODS = ("stratified", "grid", "dml", "power", "skillit", "doremi", "doge", "aioli_published",
+           "perplexity_weighted", "aioli", "horizon", "grid:perplexity", "power:perplexity",
+           "horizon:perplexity")
 KINDS = ("method", "throughout", "after", "average", "longer")
 
 
@@ -86,12 +87,18 @@ def parse_method(text):
         if value.split() != [value]:
             raise ValueError(f"{text}: {name} {value!r} is empty or has a space; choose another")
         try:
-            given[name] = type(defaults[name])(value)
+            given[name] = read_value(type(defaults[name]), value)
         except ValueError:
-            kind = type(defaults[name]).__name__
-            raise ValueError(f"{text}: {name} is a number, {kind}, not {value!r}") from None
+            kinds = {bool: "True or False", int: "a number, int", float: "a number, float"}
+            kind = kinds[type(defaults[name])]
+            raise ValueError(f"{text}: {name} is {kind}, not {value!r}") from None
     changed = {name: value for name, value in given.items() if value != defaults[name]}
     return Entry("method", method, tuple(changed.items()))
+
+
+def read_value(kind, text):
+    """The value of a setting, of that type. Raises ValueError."""
+    return bool(("False", "True").index(text)) if kind is bool else kind(text)
 
 
 def ordered(rows):

@@ -1,6 +1,6 @@
 """The tables of a comparison: methods x data sets, as Markdown.
 
-    python -m paper.tables paper/compare.csv
+    python -m paper.tables paper/compare-1000.csv
 """
 import functools
 import sys
@@ -189,7 +189,7 @@ def main(argv=None):
         rows = read_csv(paths[0]) if len(paths) == 1 else {}
         if not rows:
             raise ValueError(f"{' '.join(paths) or 'nothing given'}: give the table of a "
-                             "comparison, as in python -m paper.tables paper/compare.csv")
+                             "comparison, as in python -m paper.tables paper/compare-1000.csv")
         print("\n\n".join(tabulate(rows)))
 
     return train.exit_code("paper.tables", command)

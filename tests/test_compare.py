@@ -41,7 +41,7 @@ def lines(draw):
     method = draw(METHODS)
     settings = []
     for name, default in train.settings_of(aioli.METHODS[method]).items():
-        if default == "loss":
+        if name == "objective":
             value = draw(st.sampled_from(["loss", "perplexity"]))
         else:
             value = type(default)(draw(NUMBERS))
@@ -112,7 +112,7 @@ def test_no_two_lines_share_a_label(a, b):
 
 
 @pytest.mark.parametrize("line, label", [
-    (parse_method("aioli:perplexity:eta=2"), "aioli:perplexity:eta=2"),
+    (parse_method("horizon:perplexity:reach=2"), "horizon:perplexity:reach=2"),
     (throughout("grid"), "half grid"), (after("aioli", "grid"), "aioli after grid"),
     (after("horizon:last=.6", "grid"), "horizon:last=0.6 after grid"),
     (average_of("skillit:eta=30"), "average of skillit:eta=30"), (longer(3), "stratified x3")])
@@ -121,10 +121,10 @@ def test_labels_are_those_of_the_tables_published_so_far(line, label):
 
 
 def test_a_setting_has_its_type_and_one_that_is_the_default_is_none():
-    entry = parse_method("aioli:perplexity:eta=2:probe=3")
+    entry = parse_method("aioli_rounds:perplexity:eta=2:probe=3")
     assert entry.settings == (("objective", "perplexity"), ("eta", 2.0), ("probe", 3))
     assert [type(value) for _, value in entry.settings] == [str, float, int]
-    assert parse_method("aioli:loss") == parse_method("aioli:eta=.2") == parse_method("aioli")
+    assert parse_method("aioli:perplexity") == parse_method("aioli:eta=.5") == parse_method("aioli")
 
 
 @given(tables_of_runs())
@@ -137,10 +137,10 @@ def test_a_file_of_rows_gives_them_back_to_the_last_digit_and_is_sorted(tmp_path
 
 
 def test_a_spreadsheet_reads_the_file(tmp_path):
-    rows.write_csv(tmp_path / "t.csv", {at("aioli:perplexity:eta=2"): row(20.)})
+    rows.write_csv(tmp_path / "t.csv", {at("aioli_rounds:perplexity:eta=2"): row(20.)})
     [line] = csv.DictReader((tmp_path / "t.csv").open())
     assert line["settings"] == "objective=perplexity eta=2.0" and line["test_loss"] == "a=3.0 b=3.0"
-    assert (line["method"], line["groups"], line["avg_test_ppl"]) == ("aioli", "a+b", "20.0")
+    assert (line["method"], line["groups"], line["avg_test_ppl"]) == ("aioli_rounds", "a+b", "20.0")
 
 
 @pytest.mark.parametrize("old, new, says", [
@@ -299,10 +299,10 @@ def test_the_lines_asked_for_are_in_order_once_and_with_uniform_sampling():
         return [line.label for line in compare.lines_of(flags)]
 
     assert labels() == labels("--quick") == list(rows.METHODS)
-    assert labels("--method", "dml,aioli,aioli:loss") == ["stratified", "dml", "aioli"]
+    assert labels("--method", "dml,aioli,aioli:perplexity") == ["stratified", "dml", "aioli"]
     assert labels("--method", "stratified,aioli", "--prior", "grid,doge") == [
         "stratified", "half grid", "half doge", "aioli after grid", "aioli after doge"]
-    assert len(labels("--prior", "all")) == 1 + 6 + 12 * 6
+    assert len(labels("--prior", "all")) == 1 + 6 + (len(rows.METHODS) - 1) * 6
 
 
 def test_how_a_method_starts_after_a_prior_is_a_flag_of_those_runs_alone(tmp_path):
@@ -364,9 +364,9 @@ def test_rows_of_another_machine_are_used_but_not_without_a_word(tmp_path, capsy
     (["--method", "stratified:loss,dml"], "no objective"),
     (["--method", "doge:perplexity"], "no objective"),
     (["--method", "aioli:rate=2"], "no rate"),
-    (["--method", "stratified,aioli:sweeps=0"], "--sweeps 0 is out of range"),
+    (["--method", "stratified,aioli_rounds:sweeps=0"], "--sweeps 0 is out of range"),
     (["--method", "aioli:eta=two"], "eta is a number"),
-    (["--method", "aioli:probe=1.5"], "probe is a number"),
+    (["--method", "aioli_rounds:probe=1.5"], "probe is a number"),
     (["--method", "stratified:eta=2"], "no settings"),
     (["--method", "fixed:mixture=.5 + .5"], "has a space"),
     (["--method", "aioli", "--prior", "grid:perplexity"], "unknown prior"),
@@ -467,7 +467,7 @@ def test_a_comparison_makes_what_is_missing_and_shares_its_sweep(compare_here, t
 def test_a_run_that_fails_is_told_at_the_end_and_others_are_kept(compare_here, tmp_path, capsys):
     """Probes fit into the run but not into the half of it that is left after a prior."""
     assert compare_here("--steps", "8", "--prior", "natural", "--method",
-                        "natural,aioli:rounds=1:sweeps=2:probe=2:f=.8") == 2
+                        "natural,aioli_rounds:rounds=1:sweeps=2:probe=2:f=.8") == 2
     said = capsys.readouterr()
     assert "| natural after natural |" in said.out
     assert "1 runs failed" in said.err and "raise --steps to 8" in said.err
@@ -479,7 +479,8 @@ def test_a_method_that_cannot_run_on_a_data_set_is_refused_before_any_trains(
     for method, says in (("aioli_ood", "aioli_ood on code[+]law: .*give three groups"),
                          ("fixed:mixture=1+2+3", "fixed:mixture=1.2.3 on .*is not 2 shares"),
                          ("horizon:floor=.6", "a floor of 0.6"), ("grid:bleu", "'bleu' is neither"),
-                         ("aioli:rounds=5000", "into 5000 rounds")):
+                         ("aioli_rounds:rounds=5000", "into 5000 rounds"),
+                         ("aioli_rounds:rounds=2:sweeps=1", "raise --steps to 16")):
         assert compare_here("--method", f"natural,{method}") == 2 and not compare_here.started
         assert re.search(says, capsys.readouterr().err)
         assert not (tmp_path / "out" / "compare.csv").exists()
@@ -663,7 +664,7 @@ def test_the_pictures_of_a_comparison_are_drawn(compare_here, tmp_path, monkeypa
     monkeypatch.setattr(train, "pyplot", PYPLOT)
     monkeypatch.setattr(train, "picture", lambda *_: None)          # of a run
     out = tmp_path / "out"
-    assert compare_here("--method", "grid,aioli:rounds=1:probe=1:sweeps=1,natural") == 0
+    assert compare_here("--method", "grid,aioli_rounds:rounds=1:probe=1:sweeps=1,natural") == 0
     assert {path.name for path in out.glob("*.png")} == {
         "table.png", "mixtures-code-law.png", "landscape-code-law.png"}
     alone = tmp_path / "alone"

@@ -11,7 +11,7 @@ import torch
 
 import aioli
 from aioli import Peek, Train
-from worlds import drive, gradient_signals, history, measure, rng_of, same, weights_of
+from worlds import drive, freely, gradient_signals, history, measure, rng_of, same, weights_of
 
 torch.set_num_threads(1)
 M, VOCAB = 3, 7
@@ -165,7 +165,7 @@ def test_doge_and_aioli_favour_the_same_group_on_the_same_model():
         drive(aioli.doge(h, 1, mu=1e-3), tiny.sgd(1e-3), h)
         assert weights_of(h)[0].argmax() == best
         h = history(M)
-        drive(aioli.aioli_static(h, 40), tiny.sgd(1e-3), h)
+        drive(freely(aioli.aioli_static)(h, 40), tiny.sgd(1e-3), h)
         assert h.last.request.p.argmax() == best
 
 

@@ -1,7 +1,8 @@
 """Claims of the static laws: what a fit recovers and what it cannot; the solver finds the optimum;
-what a run has shown foretells its end, and horizon plans with that.
+what a run has shown foretells its end, and aioli and horizon go by that.
 """
 import contextlib
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -581,13 +582,148 @@ class Run:
         windows = request.steps * self.batch * request.p
         self.n, share = self.n + windows / self.total, request.p
         E = (1 - self.law.o) * self.n + self.law.o * self.n.sum() * share
-        return dict(loss=self.law.c + self.law.b / np.sqrt(np.maximum(E, 1e-6)), windows=windows)
+        return dict(loss=self.law.c + self.law.b / np.sqrt(np.maximum(E, 1e-4)), windows=windows)
 
 
-def horizon_on(law, **settings):
+def noisy(world, rng):
+    """The same world with noise in its losses."""
+    def answer(request):
+        said = world(request)
+        return dict(said, loss=said["loss"] + .02 * rng.normal(size=len(said["loss"])))
+    return answer
+
+
+def method_on(method, law, world=None, **settings):
+    """A method's 1,000 steps in a world that follows this law -> its History."""
     h = history(len(law.c))
-    drive(aioli.horizon(h, 1000, **settings), Run(law, 1000, h.batch), h)
+    drive(method(h, 1000, **settings), world or Run(law, 1000, h.batch), h)
     return h
+
+
+aioli_on = functools.partial(method_on, aioli.aioli)
+horizon_on = functools.partial(method_on, aioli.horizon)
+forecasting = pytest.mark.parametrize("method", [aioli.aioli, aioli.horizon])
+
+
+@given(st.integers(2, 5), st.integers(0, 2), seeds, objectives, st.floats(.05, 2),
+       st.sampled_from([0, 250]))
+def test_aioli_is_its_description(k, absent, seed, objective, eta, before):
+    """Longhand, from any start, on noisy losses, on a run of its own or after steps on all groups;
+    only the fit of the forecast is taken as it is."""
+    rng, m = rng_of(seed), k + absent
+    law = a_forecast(seed, m)._replace(n=np.zeros(m))
+    start = rng.permutation(np.r_[rng.uniform(.5, 1, k), np.zeros(absent)])
+    start = p = start / start.sum()
+    h, known, world = history(m), history(m), noisy(Run(law, 1000, 8), rng)
+    slopes = []
+    if before:
+        request = aioli.Train(h.uniform, before)
+        h.add(request, **world(request))
+    earlier, steps = len(h.rows), 1000 - before
+    drive(aioli.aioli(h, steps, eta=eta, objective=objective, start=start), world, h)
+    rows = h.trained()[earlier:]
+    assert [row.request.steps for row in rows] == 10 * [steps // 25] + [steps * 15 // 25]
+    for t, row in enumerate(rows):
+        same(row.request.p, p)
+        if t > 3:
+            same(row.request.A, np.diag(slopes))                    # what it stepped on
+        if t < 3:                                                   # 16 % of its steps
+            continue
+        known.rows = h.rows[:earlier + t + 1]
+        law, slopes, pulls = aioli.forecast_end(known, 8000), [], []
+        left = 1 - sum(law.n)
+        for c, b, o, n, share in zip(law.c, law.b, law.o, law.n, p):
+            E = max((1 - o) * (n + left * share) + o * share, 1e-4)
+            slope = b / 2 * E ** -1.5 * ((1 - o) * left + o)
+            worth = math.exp(c + b / math.sqrt(E)) if objective == "perplexity" else 1.
+            slopes.append(slope if share else 0.)
+            pulls.append(worth * slopes[-1])
+        total = sum(pulls) or 1.                                    # nothing falls: no step
+        weights = [a * math.exp(eta * k * pull / total) for a, pull in zip(p, pulls)]
+        p = [w / sum(weights) for w in weights]
+
+
+@settings(max_examples=15)
+@given(ms, seeds, objectives)
+def test_where_a_run_follows_the_law_aioli_steps_on_its_slope(m, seed, objective):
+    """What more of a group in the rest of the run takes off its loss at the end, times exp(loss)
+    for perplexity, scaled to sum 1 and times eta m."""
+    truth = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    rows = aioli_on(truth, objective=objective, eta=.1).trained()
+    p = [row.request.p for row in rows]
+    moves = 0
+    for t in range(3, 10):
+        law = truth._replace(n=sum(row.windows for row in rows[:t + 1]) / 8000)
+        pull = -np.diag(law.gradient(p[t])) * aioli.importance(law(p[t]), objective)
+        moved = np.log(p[t + 1] / p[t])
+        same(moved - moved.max(), .1 * m * (pull - pull.max()) / pull.sum(), rtol=1e-5, atol=1e-6)
+        moves += np.ptp(moved) > 1e-3
+    assert moves
+
+
+@settings(max_examples=15)
+@given(ms, seeds, objectives)
+def test_aioli_ends_close_to_the_best_fixed_mixture_where_a_run_follows_the_law(
+        m, seed, objective):
+    """At least nine tenths of the way from uniform."""
+    truth = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    h = aioli_on(truth, objective=objective)
+
+    def average(L):
+        return aioli.weigh(L, objective).mean()
+    best = average(truth(solve_static(truth, objective=objective, floor=.02)))
+    uniform, found = average(truth(h.uniform)), average(h.losses()[-1])
+    assert found - best <= .1 * (uniform - best) + 1e-4
+
+
+@given(ms, seeds, st.floats(.01, 3), objectives)
+def test_a_round_of_aioli_moves_log_odds_by_eta_times_the_groups_at_most(m, seed, eta, objective):
+    """Whatever it measures, as the shares of a unit are what it steps on."""
+    rng, h = rng_of(seed), history(m)
+
+    def noise(request):
+        return dict(loss=rng.normal(5, 1, m))
+    drive(aioli.aioli(h, 1000, eta=eta, objective=objective), noise, h)
+    odds = np.log([row.request.p for row in h.trained()])
+    odds -= odds.mean(1, keepdims=True)
+    assert np.all(np.ptp(np.diff(odds, axis=0), axis=1) <= eta * m + 1e-9)
+    found_any = any(row.request.A.any() for row in h.trained() if row.request.A is not None)
+    assert (np.abs(odds).max() > 1e-6 * eta) == found_any
+
+
+@settings(max_examples=15)
+@given(ms, seeds, objectives)
+def test_aioli_stays_uniform_where_all_groups_are_alike_or_its_step_is_none(m, seed, objective):
+    law = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    alike = Forecast(*(np.full(m, part[0]) for part in law[:3]), np.zeros(m))
+    for h in (aioli_on(alike, objective=objective), aioli_on(law, eta=0., objective=objective)):
+        same([row.request.p for row in h.trained()], 1 / m, rtol=1e-6)
+
+
+@settings(max_examples=15)
+@given(ms, st.integers(1, 3), seeds, objectives)
+def test_groups_that_aioli_does_not_start_with_are_never_trained_on(k, absent, seed, objective):
+    """The others move as if those were not there, where the law is exact."""
+    m = k + absent
+    law = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    start = rng_of(seed).permutation(m) < k
+    h = aioli_on(law, start=start / k, objective=objective)
+    assert not h.windows()[:, ~start].any()
+    p = np.array([row.request.p for row in h.trained()])
+    assert not p[:, ~start].any() and (p[:, start] > 0).all()
+    same(p.sum(1), 1)
+    inside = Forecast(*(part[start] for part in law))
+    alone = aioli_on(inside, objective=objective)
+    same(p[:, start], [row.request.p for row in alone.trained()], rtol=1e-6)
+
+
+def test_false_that_one_mixture_is_best_for_loss_and_for_perplexity():
+    """Group 0 has more to learn, group 1 is the harder: aioli and horizon tell them apart."""
+    law = Forecast(np.array([1., 4.]), np.array([.5, .3]), np.full(2, .3), np.zeros(2))
+    for method in (aioli.aioli, aioli.horizon):
+        p = {o: method_on(method, law, objective=o).last.request.p
+             for o in ("loss", "perplexity")}
+        assert p["loss"][0] > .55 and p["perplexity"][1] > .55
 
 
 @settings(max_examples=15)
@@ -638,11 +774,13 @@ def test_horizon_records_with_every_plan_minus_the_gradient_of_the_law_behind_it
     assert len(rows) == 11 and p[0] > .6
 
 
-@given(st.integers(100, 2000), st.integers(5, 40), st.floats(.6, 1))
-def test_horizon_validates_in_rounds_until_last_and_then_holds_its_mixture(steps, rounds, last):
+@forecasting
+@given(steps=st.integers(100, 2000), rounds=st.integers(5, 40), last=st.floats(.6, 1))
+def test_validations_come_in_rounds_until_last_and_then_the_mixture_is_held(
+        method, steps, rounds, last):
     h = history(2)
     world = Run(a_forecast(1, 2)._replace(n=np.zeros(2)), steps, h.batch)
-    drive(aioli.horizon(h, steps, rounds=rounds, wait=.5, last=last), world, h)
+    drive(method(h, steps, rounds=rounds, wait=.5, last=last), world, h)
     asked = [row.request.steps for row in h.trained()]
     assert asked[:-1] == aioli.split(steps, rounds)[:len(asked) - 1] and sum(asked) == steps
     assert sum(asked[:-1]) <= last * steps < sum(asked[:-1]) + max(aioli.split(steps, rounds)) + 1
@@ -664,19 +802,38 @@ def test_after_a_prior_horizon_counts_what_the_run_has_read_before_it():
     same(h.last.request.p, plan, rtol=0, atol=.02)
 
 
-@given(st.integers(1, 40), st.floats(0, .5), st.sampled_from([0, .2, .5]))
-def test_horizon_refuses_too_few_validations_before_it_trains_and_never_later(rounds, wait, prior):
+def test_after_a_prior_aioli_does_too():
+    law = Forecast(np.array([1., 1.]), np.array([.5, .4]), np.full(2, .3), np.zeros(2))
+    h, world = history(2), Run(law, 1000, 8)
+    drive(aioli.with_prior(h, 1000, aioli.aioli, functools.partial(aioli.fixed, mixture="1+2")),
+          world, h)
+    known, rows, p = history(2), h.trained(), h.last.request.p
+    known.rows = rows[:-1]
+    found = aioli.forecast_end(known, 8000)
+    assert rows[0].request.steps == 500 and found.n.sum() == pytest.approx(.5 + .5 * .4)
+    before = rows[-2].request.p
+    s = -np.diag(found.gradient(before)) * np.exp(found(before))
+    same(p, lmo_step(before, np.diag(s / s.sum()), 1.))
+    assert p[0] > .5                                        # it has read less of that
+
+
+@forecasting
+@given(rounds=st.integers(1, 40), wait=st.floats(0, .5), prior=st.sampled_from([0, .02, .2, .5]))
+def test_too_few_validations_are_refused_before_anything_trains_and_never_later(
+        method, rounds, wait, prior):
     h = history(2)
     if prior:
         h.add(aioli.Train(h.uniform, round(1000 * prior)), loss=[4., 4.])
     steps, already = 1000 - round(1000 * prior), len(h.rows)
     world = Run(a_forecast(1, 2)._replace(n=np.full(2, prior / 2)), 1000, h.batch)
     with contextlib.suppress(ValueError):
-        drive(aioli.horizon(h, steps, rounds=rounds, wait=wait), world, h)
+        drive(method(h, steps, rounds=rounds, wait=wait), world, h)
     ends = np.cumsum(aioli.split(steps, rounds))
     plans, counts = (wait * steps <= ends) & (ends <= .4 * steps), ends + 1000 * prior >= 80
+    already = already if prior >= .08 else 0                        # not if in the warm-up
     refused = plans.any() and already + counts[:plans.argmax() + 1].sum() < 3
-    assert sum(row.request.steps for row in h.rows[already:]) == (0 if refused else steps)
+    trained = sum(row.request.steps for row in h.rows) - round(1000 * prior)
+    assert trained == (0 if refused else steps)
 
 
 @given(ms, seeds, st.sampled_from([.02, .1]))
@@ -693,8 +850,9 @@ def test_a_floor_must_leave_a_choice():
         solve_static(a_law(0, 3), floor=.4)
 
 
+@forecasting
 @pytest.mark.parametrize("warmup, inside", [(.1, 1), (.3, 5)])
-def test_a_forecast_is_not_fitted_to_what_the_warm_up_showed(warmup, inside):
+def test_a_forecast_is_not_fitted_to_what_the_warm_up_showed(method, warmup, inside):
     """While the rate still rises, losses say nothing about tokens: up to four fifths of the warm-up
     they do not count. A round is 4 % of the run here."""
     law = a_forecast(0, 2)._replace(n=np.zeros(2))
@@ -705,7 +863,7 @@ def test_a_forecast_is_not_fitted_to_what_the_warm_up_showed(warmup, inside):
         def spoil(request):
             answer = world(request)
             return dict(answer, loss=answer["loss"] + 3 * (len(h.rows) == spoilt))
-        drive(aioli.horizon(h, 1000, wait=.45, last=.6), spoil, h)
+        drive(method(h, 1000, wait=.45, last=.6), spoil, h)
         mixtures = [row.request.p for row in h.rows]
         h.rows = h.rows[:8]
         return np.array(aioli.forecast_end(h, 8000)), np.array(mixtures)
@@ -719,18 +877,20 @@ def test_a_forecast_is_not_fitted_to_what_the_warm_up_showed(warmup, inside):
     differ(moved, mixtures)
 
 
-def test_horizon_waits_for_the_end_of_a_long_warm_up_and_says_so():
+@forecasting
+def test_the_end_of_a_long_warm_up_is_waited_for_and_it_is_said_how(method):
     h = history(2, warmup=.3)
     with pytest.raises(ValueError, match="raise --rounds or --wait, or lower --warmup"):
-        next(aioli.horizon(h, 1000))
+        next(method(h, 1000))
     world = Run(a_forecast(1, 2)._replace(n=np.zeros(2)), 1000, h.batch)
-    drive(aioli.horizon(h, 1000, wait=.45, last=.6), world, h)
+    drive(method(h, 1000, wait=.45, last=.6), world, h)
     planned = [row.request.A is not None for row in h.rows]
     assert planned == [False] * 12 + [True] * 4                     # up to 48 %, then to 60 %
 
 
-def test_a_prior_does_not_train_when_horizon_would_then_be_refused():
+@forecasting
+def test_a_prior_does_not_train_when_its_method_would_then_be_refused(method):
     h = history(2, warmup=.9)
     with pytest.raises(ValueError, match="lower --warmup"):
-        next(aioli.with_prior(h, 1000, aioli.horizon, aioli.grid))
+        next(aioli.with_prior(h, 1000, method, aioli.grid))
 

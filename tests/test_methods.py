@@ -15,9 +15,10 @@ from hypothesis import assume, given, settings, strategies as st
 
 import aioli
 from aioli import METHODS, Peek, Train, Update, probe_counts
-from worlds import (NAMES, Linear, Static, aioli_on, differ, doge_weights, doremi_weights,
-                    drive, gradient_signals, history, matrices, measure, mixtures_of, rng_of, same,
-                    seeds, sizes, skillit_weights, steps_of, swapped, tables)
+from worlds import (NAMES, Exact, Linear, Scripted, Static, aioli_on, differ, doge_weights,
+                    doremi_weights, drive, freely, gradient_signals, history, matrices, measure,
+                    mixtures_of, rng_of, same, seeds, sizes, skillit_weights, steps_of, swapped,
+                    tables)
 
 torch.set_num_threads(1)                                            # the fits are small
 
@@ -293,6 +294,115 @@ def test_aioli_is_the_algorithm_of_its_paper(data, ema, probing, eta, objective)
     same(mixtures_of(h), original, rtol=1e-7)
 
 
+SCRIPTS = [(2, 5000, 20, .2, .1, .625, 4, 4), (3, 5000, 20, .1, .5, .5, 4, 6),
+           (7, 40_000, 200, 1., .1, .75, 2, 10)]
+
+
+@pytest.mark.parametrize("m, steps, rounds, eta, ema, f, sweeps, probe", SCRIPTS)
+def test_published_settings_are_those_of_the_papers_scripts(
+        m, steps, rounds, eta, ema, f, sweeps, probe):
+    """Of each of its three numbers of groups; --ema is an option of the release."""
+    settings = dict(rounds=rounds, eta=eta, f=f, sweeps=sweeps, probe=probe)
+    assert aioli.published(m, steps, ema=True) == settings | {"ema": ema}
+    assert aioli.published(m, steps) == settings | {"ema": 0.}
+    assert aioli.published(m, steps) == settings | {"ema": 0.}          # the table is as it was
+
+
+def test_other_numbers_of_groups_have_the_settings_of_the_nearest():
+    nearest = {1: 2, 4: 3, 6: 7, 8: 7, 20: 7}
+    for m, known in nearest.items():
+        ours, theirs = aioli.published(m, 4000, True), aioli.published(known, 4000, True)
+        assert ours | {"rounds": 0} == theirs | {"rounds": 0}
+    assert aioli.published(5, 4000) in (aioli.published(3, 4000), aioli.published(7, 4000))
+
+
+def test_a_published_round_is_long_enough_for_the_probes_of_many_groups():
+    for m in (11, 20, 24):
+        h = history(m, 24)
+        assert next(aioli.aioli_published(h, 4000)).steps == 0
+        assert aioli.published(m, 4000)["rounds"] == 4000 // (20 * m)
+
+
+@given(st.sampled_from([2, 3, 4, 6, 7, 10]), st.integers(1, 50_000))
+def test_a_published_round_is_as_long_as_the_papers_and_there_is_at_least_one(m, steps):
+    """Up to what a whole number of them leaves over."""
+    rounds, long = aioli.published(m, steps)["rounds"], 250 if m < 6 else 200
+    assert rounds >= 1
+    assert rounds == 1 or long <= steps / rounds
+    assert steps / rounds < 2 * long and (steps % long or steps == rounds * long)
+
+
+@pytest.mark.parametrize("m, steps, percent", [(2, 5000, 13), (3, 5000, 29), (7, 40_000, 70)])
+def test_published_aioli_spends_on_probes_what_its_docstring_says(m, steps, percent):
+    h = history(m, 12)
+    drive(aioli.aioli_published(h, steps), Exact(np.eye(m) * 1e-3, batch=12), h)
+    probes = sum(row.request.steps for row in h.trained() if row.request.probe)
+    assert steps_of(h) == {"main": steps} and round(100 * probes / steps) == percent
+
+
+def test_the_ablations_have_the_settings_of_as_many_groups_as_they_train_on():
+    A = np.random.default_rng(0).uniform(-.5, 1, (3, 3)) * 1e-3
+    probes = dict(aioli_published=(6, 12, 2), aioli_static=(6, 12, 1), aioli_diagonal=(6, 12, 2),
+                  aioli_ood=(4, 8, 2))
+    for method, (steps, count, rounds) in probes.items():
+        requests = [row.request for row in aioli_on(A, 500, METHODS[method]).trained()]
+        probed = [request.steps for request in requests if request.probe]
+        assert probed == [steps] * count * rounds
+        assert sum(request.A is not None for request in requests) == rounds
+
+
+@settings(max_examples=10)
+@pytest.mark.parametrize("m, steps, rounds, eta, ema, f, sweeps, probe", SCRIPTS)
+@given(data=st.data(), averaging=st.booleans(), objective=st.sampled_from(["loss", "perplexity"]))
+def test_published_aioli_is_the_paper_with_its_settings(
+        m, steps, rounds, eta, ema, f, sweeps, probe, data, averaging, objective):
+    """To the last digits, over three rounds and a bit, in a world that turns and rounds nothing."""
+    A, turn = data.draw(matrices(m, scale=1e-2)), data.draw(matrices(m, scale=1e-3))
+    steps = 3 * steps // rounds + data.draw(st.integers(0, 100))
+    world, again = (Exact(A, batch=12, turn=turn, drift=1e-3) for _ in range(2))
+    h = aioli_on(A, steps, aioli.aioli_published, world, batch=12, ema=averaging,
+                 objective=objective)
+    requests = [row.request for row in h.trained()]
+    probed = [int(request.p.argmax()) for request in requests if request.probe]
+    ends = [steps * t // 3 for t in range(4)]
+    rest = [b - a - sweeps * probe * m for a, b in zip(ends, ends[1:])]
+
+    def losses(p, steps):
+        return again(Train(np.array(p), rest.pop(0) if steps is None else steps))["loss"]
+
+    def order(t):
+        return probed[t * sweeps * m:(t + 1) * sweeps * m]
+    original = original_aioli(losses, order, m, f, sweeps, probe, eta, 3, ema if averaging else 0,
+                              objective == "perplexity")
+    same(mixtures_of(h), original, rtol=0, atol=1e-12)
+
+
+@given(st.data(), st.integers(1, 6), st.floats(0, 3))
+def test_the_control_weighs_by_perplexity_round_by_round(data, rounds, eta):
+    """Each share times exp(eta exp(L_j) / sum of those), with the losses that it last saw."""
+    L = data.draw(tables(rounds + 1, low=.1))
+    m = L.shape[1]
+    h = history(m)
+    program = aioli.perplexity_weighted(h, 10 * rounds, rounds=rounds, eta=eta)
+    drive(program, Scripted(losses=list(L)), h)
+    weights, expected = [1 / m] * m, []
+    for seen in L[:-1]:
+        total = sum(math.exp(loss) for loss in seen)
+        weights = [w * math.exp(eta * math.exp(loss) / total) for w, loss in zip(weights, seen)]
+        weights = [w / sum(weights) for w in weights]
+        expected.append(weights)
+    same(mixtures_of(h), expected)
+    assert [row.request.steps for row in h.trained()] == [0] + [10] * rounds
+
+
+@given(sizes, st.integers(1, 9), st.floats(.1, 9), st.floats(0, 9))
+def test_the_control_with_equal_losses_is_stratified(m, rounds, loss, eta):
+    h = history(m)
+    program = aioli.perplexity_weighted(h, 30, rounds=rounds, eta=eta)
+    drive(program, Scripted(losses=[np.full(m, loss)] * (rounds + 1)), h)
+    same(mixtures_of(h), 1 / m)
+
+
 @given(st.data(), probings())
 def test_the_diagonal_ablation_divides_each_groups_own_fall_by_its_share(data, probing):
     """A_jj = G_jj / f and zeros elsewhere, f as realised in whole windows, in a turning world."""
@@ -461,7 +571,8 @@ SWEEP = {f"sweep-{number}": 1 for number in range(9)}
 EXTRA = dict(               # extra runs of the shipped methods, in full lengths, as documented
     stratified={}, fixed={}, natural={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
     skillit={f"only-{group}": 1 for group in NAMES[:4]}, doremi=dict(reference=1, proxy=1),
-    doge=dict(proxy=1), aioli={}, aioli_static={}, aioli_diagonal={}, aioli_ood={}, horizon={})
+    doge=dict(proxy=1), aioli_rounds={}, aioli_published={}, aioli_static={}, aioli_diagonal={},
+    aioli_ood={}, perplexity_weighted={}, aioli={}, horizon={})
 
 
 def run(method, T, m=4, world=None, **settings):
@@ -501,15 +612,15 @@ def test_a_proxy_knows_from_its_first_batch_how_long_it_will_be(method):
 @given(st.integers(2, 4), st.integers(1, 9), st.integers(0, 500), st.integers(1, 3),
        st.integers(1, 5))
 def test_aiolis_budget_is_exact_for_any_rounds_sweeps_and_probes(m, rounds, more, sweeps, probe):
-    probing = dict(m=m, rounds=rounds, sweeps=sweeps, probe=probe)
-    least = rounds * m * sweeps * probe
-    h = run("aioli", least + more, **probing)
+    probing = dict(rounds=rounds, sweeps=sweeps, probe=probe)
+    least, h = rounds * m * sweeps * probe, history(m)
+    drive(aioli.aioli_rounds(h, least + more, **probing), Linear(A4[:m, :m]), h)
     assert steps_of(h) == {"main": least + more}
     probed = [row.request for row in h.trained() if row.request.probe]
     assert len(probed) == rounds * sweeps * m and {request.steps for request in probed} == {probe}
     assert len(mixtures_of(h)) <= rounds and len(h.rows) == 1 + rounds * (sweeps * m + 1)
-    with pytest.raises(ValueError, match="lower --rounds"):
-        run("aioli", least - 1, **probing)
+    with pytest.raises(ValueError, match=f"raise --steps to {least}"):
+        next(aioli.aioli_rounds(history(m), least - 1, **probing))
 
 
 @given(st.integers(1, 2000), st.integers(1, 60))
@@ -571,16 +682,16 @@ def outside(name):
     return least - 1, most + 1, np.nan, np.inf, -np.inf
 
 
-LIMITED = [(method, name) for method in EXTRA for name in settings_of(method)
-           if name in aioli.LIMITS]
+LIMITED = [(method, name) for method in EXTRA for name, default in settings_of(method).items()
+           if name in aioli.LIMITS and not isinstance(default, bool)]     # published --ema: on, off
 
 
 def test_every_number_that_is_a_setting_has_limits():
     for method in EXTRA:
         numbers = {name for name, default in settings_of(method).items()
-                   if isinstance(default, (int, float))}
+                   if isinstance(default, (int, float)) and not isinstance(default, bool)}
         assert numbers <= set(aioli.LIMITS)
-    assert len(LIMITED) > 30
+    assert len(LIMITED) > 25
 
 
 @pytest.mark.parametrize("method, name", LIMITED)
@@ -681,7 +792,8 @@ def test_the_prior_of_a_method_that_settles_is_its_mixture(prior):
 
 
 @pytest.mark.parametrize(
-    "prior", ["skillit", "aioli", "aioli_diagonal", "aioli_static", "aioli_ood"])
+    "prior", ["skillit", "aioli_rounds", "aioli_published", "aioli_diagonal", "aioli_static",
+              "aioli_ood", "perplexity_weighted", "aioli"])
 def test_the_prior_of_a_method_that_moves_is_its_average_over_the_run(prior):
     """Probes included, as realised in whole windows."""
     alone, h = run(prior, 400), history(4)
@@ -699,7 +811,7 @@ def test_restarting_from_the_prior_and_from_uniform_differ_by_the_prior_only(dat
     found = {}
     for restart in ("uniform", "prior"):
         h = history(4, 12)
-        method = aioli.with_prior(h, 800, aioli.aioli, aioli.natural, restart=restart)
+        method = aioli.with_prior(h, 800, aioli.aioli_rounds, aioli.natural, restart=restart)
         drive(method, Linear(A, batch=12), h)
         found[restart] = mixtures_of(h)
     natural = np.arange(1, 5) / 10
@@ -736,7 +848,7 @@ def test_a_method_on_top_of_a_prior_resumes_anywhere_too(prior, data):
     def composed(past=()):
         h, half = history(4), METHODS[prior]
         if prior == "aioli_diagonal":
-            half = functools.partial(half, rounds=2)
+            half = functools.partial(freely(half), rounds=2)
         drive(aioli.with_prior(h, 160, aioli.aioli_static, half, first=.3), Linear(A4), h, past)
         return h.rows
     rows = composed()
@@ -764,11 +876,12 @@ def test_numbers_beyond_all_bounds_are_refused_in_one_line():
                               ("sweeps", 10 ** 23, "probing takes"),
                               ("probe", 10 ** 19, "out of range")):
         with pytest.raises(ValueError, match=says):
-            next(aioli.aioli(history(2), 1000, **{name: value}))
+            next(aioli.aioli_rounds(history(2), 1000, **{name: value}))
     with pytest.raises(ValueError, match="--points 1000 is out of range"):
         next(aioli.grid(history(2), 1000, points=1000))
-    with pytest.raises(ValueError, match="--eta inf is out of range"):
-        next(aioli.aioli(history(2), 1000, eta=np.inf))
+    for method in (aioli.aioli, aioli.aioli_rounds):
+        with pytest.raises(ValueError, match="--eta inf is out of range"):
+            next(method(history(2), 1000, eta=np.inf))
 
 
 def test_a_prior_needs_half_a_run_to_be_learnt_on():

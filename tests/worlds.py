@@ -86,7 +86,7 @@ class Linear:
         if isinstance(request, Update):
             self.runs[request.on] = L - self.A @ request.w
             return {}
-        windows = whole(request.p, request.steps * self.batch)
+        windows = self.windows(request)
         if request.steps:
             at = self.segment[request.on] = self.segment.get(request.on, -1) + 1
             share = windows / windows.sum()
@@ -94,10 +94,20 @@ class Linear:
             self.runs[request.on] = L - request.steps * fall
         return dict(loss=self.runs[request.on], windows=windows)
 
+    def windows(self, request):
+        return whole(request.p, request.steps * self.batch)
+
     def signals(self, L, against):
         if against:
             return dict(excess=np.maximum(L - self.runs[against], 0))
         return dict(A=self.A, norm=np.ones(len(L)), target_norm=1.0)
+
+
+class Exact(Linear):
+    """Mixtures are realised exactly, in parts of windows, so that no rounding is seen."""
+
+    def windows(self, request):
+        return request.steps * self.batch * request.p
 
 
 class Static:
@@ -163,7 +173,16 @@ def doge_weights(signals, lr, **settings):
     return weights_of(h), h.last.request.p
 
 
-def aioli_on(A, steps=None, method=aioli.aioli, world=None, seed=0, batch=None, **settings):
+def freely(method):
+    """One of the paper's ablations with settings of one's own, where its claim is about any."""
+    def form(h, steps, **settings):
+        own = {name: settings.pop(name) for name in aioli.published(2, 1000) if name in settings}
+        with swapped(published=lambda *_: own):
+            yield from method(h, steps, **settings)
+    return form
+
+
+def aioli_on(A, steps=None, method=aioli.aioli_rounds, world=None, seed=0, batch=None, **settings):
     """An Aioli-like method in a linear world -> its History. The batch lets every probe be realised
     exactly."""
     m = len(A)
@@ -192,7 +211,7 @@ def aioli_given(matrices, eta):
     rounds, m = len(matrices), len(matrices[0])
     left, h = list(matrices), history(m)
 
-    def take(h, arms, **probing):
+    def take(*about):
         return left.pop(0)
         yield
 
