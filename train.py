@@ -10,7 +10,6 @@ request), `drive` (the loop), `train` (a whole run). Several runs, side by side,
 """
 import argparse
 import copy
-import ctypes
 import dataclasses
 import difflib
 import functools
@@ -127,15 +126,6 @@ def device(name):
         raise ValueError(f"--device {name}: this torch cannot use it; try auto or cpu") from None
 
 
-def keep_memory():
-    """Let glibc keep what a step frees; to get it back zeroed costs a sixth of a laptop's step."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)                     # the largest that it takes
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
 @contextmanager
 def no_denormals():
     """Tiny gradients must not slow a CPU down; what comes after keeps IEEE arithmetic."""
@@ -188,7 +178,6 @@ class Trainer:
 
     def __init__(self, config, corpus):
         torch.set_num_threads(config.threads or torch.get_num_threads())
-        keep_memory()
         self.config, self.corpus, self.m = config, corpus, len(corpus.groups)
         self.device = device(config.device)
         on_gpu = self.device.type == "cuda"

@@ -5,8 +5,8 @@
 
 Both train on random tokens with the same layers, heads, width, window, batch, vocabulary and
 threads: ours as train.py does, nanoGPT with its own model, optimiser, clipping and way to draw a
-batch. Each is a process of its own, as a memory allocator's settings are a process's. They take
-turns; what is printed are the medians of the turns, and the median of their ratios.
+batch. Each is a process of its own. They take turns; what is printed are the medians of the turns,
+and the median of their ratios.
 """
 import argparse
 import contextlib

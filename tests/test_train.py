@@ -771,17 +771,6 @@ def test_numbers_too_small_to_be_normal_are_zero_in_training_only():
     assert (small * 1e-10 > 0).all()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_steps_train_in_the_memory_of_the_steps_before():
-    resource = pytest.importorskip("resource")
-    config = train.Config(steps=60, val_windows=8)                      # the laptop's shape
-    one, faults = train.Trainer(config, corpus("cycle", "words")), []
-    for _ in range(3):
-        one.train(aioli.Train(np.ones(2) / 2, 20))
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-    assert faults[2] - faults[1] < 20 * 100         # a page is 4 kB; a step's arrays are 1,700
-
-
 # --- What a run says ---
 
 
