@@ -1,0 +1,76 @@
+"""What is measured besides the comparison: gains by length of a run, and speed beside nanoGPT's."""
+import pytest
+
+from paper import bench, lengths, rows
+from paper.rows import parse_method
+
+
+def file_of(path, steps, ppl):
+    """The rows of a comparison at one length; ppl: {method: a perplexity for each seed}."""
+    found = {}
+    for method, values in ppl.items():
+        for seed, value in enumerate(values):
+            entry = parse_method(method)._replace(groups="a+b", seed=seed)
+            found[entry] = dict(text="0a1b2c3d", flags="", machine="", steps=steps, extra_steps=0,
+                                wall_seconds=1.0, avg_test_ppl=value, avg_test_loss=value / 10,
+                                test_loss=dict(a=1.0), realised_mixture=dict(a=1.0))
+    rows.write_csv(path, found)
+    return str(path)
+
+
+def test_a_column_is_a_length_and_a_cell_the_difference_to_stratified(tmp_path, capsys):
+    long = file_of(tmp_path / "long.csv", 2000, {"stratified": [10., 11.], "aioli": [9., 10.]})
+    short = file_of(tmp_path / "short.csv", 500, {"stratified": [20.], "horizon:perplexity": [21.]})
+    assert lengths.main([long, short]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "| average test perplexity | method | 500 steps | 2,000 steps |" in said
+    assert "| a+b | stratified | 20.00 | 10.50 |" in said
+    assert "| a+b | aioli |  | **-1.00 ± 0.00** (2) |" in said
+    assert "| a+b | horizon:perplexity | +1.00 (1) |  |" in said
+    assert "| a+b | aioli |  | **-0.1000 ± 0.0000** (2) |" in said
+
+
+@pytest.mark.parametrize("steps", [[], [500, 500]])
+def test_files_of_no_length_or_of_the_same_one_are_refused_in_a_line(tmp_path, capsys, steps):
+    files = [file_of(tmp_path / f"{i}.csv", n, {"stratified": [1.]}) for i, n in enumerate(steps)]
+    assert lengths.main(files) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+NANOGPT = '''
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    bias: bool
+
+class GPT(torch.nn.Linear):
+    def __init__(self, config):
+        super().__init__(1, 1)
+
+    def configure_optimizers(self, *settings):
+        return torch.optim.SGD(self.parameters(), lr=.1)
+
+    def forward(self, x, y):
+        return None, super().forward(torch.ones(1)).sum()
+'''
+
+
+def test_the_bench_trains_both_sides_and_says_how_fast(tmp_path, monkeypatch, capsys):
+    """Beside a stand-in that does next to nothing, and is faster."""
+    (tmp_path / "model.py").write_text(NANOGPT)
+    monkeypatch.setattr(bench, "SHAPES", {"laptop": bench.SHAPES["laptop"]})
+    assert bench.main(["--nanogpt", str(tmp_path), "--turns", "1", "--seconds", "0"]) == 0
+    words = capsys.readouterr().out.split()
+    assert words[words.index("ours") + 2] == "tok/s" and float(words[words.index("ratio") + 1]) < 1
+
+
+def test_the_bench_wants_a_checkout(tmp_path, capsys):
+    assert bench.main(["--nanogpt", str(tmp_path)]) == 2
+    assert "no model.py in" in capsys.readouterr().err
