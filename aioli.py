@@ -460,12 +460,10 @@ def aioli_rounds(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4,
     every round: for m = 2 and eta .2 no share can then leave [.45, .55], in general
     [1 / (m - 1 + e^eta), e^eta / (m - 1 + e^eta)].
     start (m,): the first mixture (default: uniform); its groups at 0 are not trained on. rows: the
-    losses that count (default: all). Raises ValueError for settings out of range, or probes that
-    do not fit into a round.
+    losses that count (default: all). Raises ValueError for probes that do not fit into a round.
     rounds: T, updates of the mixture.  eta: step size.  ema: weight of the past (0: steps add up).
     f: share of the probed group.  sweeps: probes per group and round.  probe: steps per probe.
-    diagonal: as if no group affected another.
-    objective: loss, or perplexity (row i of A times exp(L_i)).
+    diagonal: no group affects another.  objective: loss, or perplexity (row i of A times exp(L_i)).
 
     >>> A = np.array([[3., -1.], [0., 1.]])
     >>> lmo_step([.5, .5], normalise(A), eta=.2).round(3)

@@ -1,7 +1,7 @@
 """Training speed beside nanoGPT's: tokens per second, in one run.
 
-    git clone https://github.com/karpathy/nanoGPT /tmp/nanoGPT
-    python -m paper.bench --nanogpt /tmp/nanoGPT
+    git clone https://github.com/karpathy/nanoGPT ../nanoGPT
+    python -m paper.bench --nanogpt ../nanoGPT
 
 Both train on random tokens with the same layers, heads, width, window, batch, vocabulary and
 threads: ours as train.py does, nanoGPT with its own model, optimiser, clipping and way to draw a
@@ -114,18 +114,17 @@ def compare(flags, name):
     for side in sides:
         turn(side, 5)                                           # warm-up
     steps = max(1, round(flags.seconds / turn(sides[1], 5)))
-    ours, theirs = [], []
-    for _ in range(flags.turns):
-        ours.append(turn(sides[0], steps))
-        theirs.append(turn(sides[1], steps))
+    seconds = np.empty((flags.turns, 2))                        # of a step: ours, nanoGPT's
+    for row in seconds:
+        row[:] = [turn(side, steps) for side in sides]
     for side in sides:
         side.communicate()
 
     tokens = BATCH * SHAPES[name].window / 1e3
-    ratios = np.divide(theirs, ours)
+    ours_speed, their_speed = tokens / np.median(seconds, axis=0)
+    ratios = seconds[:, 1] / seconds[:, 0]
     low, high = np.percentile(ratios, [25, 75])
-    print(f"{name:8} ours {tokens / np.median(ours):6.1f}k tok/s   "
-          f"nanoGPT {tokens / np.median(theirs):6.1f}k tok/s   "
+    print(f"{name:8} ours {ours_speed:6.1f}k tok/s   nanoGPT {their_speed:6.1f}k tok/s   "
           f"ratio {np.median(ratios):.2f} (half of {flags.turns} turns: {low:.2f} to {high:.2f})")
 
 

@@ -605,6 +605,13 @@ horizon_on = functools.partial(method_on, aioli.horizon)
 forecasting = pytest.mark.parametrize("method", [aioli.aioli, aioli.horizon])
 
 
+def averages(truth, h, objective):
+    """What is minimised, by the law at uniform, at the end of the run, and at the law's optimum."""
+    best = solve_static(truth, objective=objective, floor=.02)
+    ends = truth(h.uniform), h.losses()[-1], truth(best)
+    return [aioli.weigh(L, objective).mean() for L in ends]
+
+
 @given(st.integers(2, 5), st.integers(0, 2), seeds, objectives, st.floats(.05, 2),
        st.sampled_from([0, 250]))
 def test_aioli_is_its_description(k, absent, seed, objective, eta, before):
@@ -668,11 +675,7 @@ def test_aioli_ends_close_to_the_best_fixed_mixture_where_a_run_follows_the_law(
     """At least nine tenths of the way from uniform."""
     truth = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
     h = aioli_on(truth, objective=objective)
-
-    def average(L):
-        return aioli.weigh(L, objective).mean()
-    best = average(truth(solve_static(truth, objective=objective, floor=.02)))
-    uniform, found = average(truth(h.uniform)), average(h.losses()[-1])
+    uniform, found, best = averages(truth, h, objective)
     assert found - best <= .1 * (uniform - best) + 1e-4
 
 
@@ -733,11 +736,7 @@ def test_horizon_ends_lower_than_uniform_and_close_to_the_best_fixed_mixture(m, 
     back."""
     truth = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
     h = horizon_on(truth, objective=objective)
-
-    def average(L):
-        return aioli.weigh(L, objective).mean()
-    best = average(truth(solve_static(truth, objective=objective, floor=.02)))
-    uniform, found = average(truth(h.uniform)), average(h.losses()[-1])
+    uniform, found, best = averages(truth, h, objective)
     assert found - best <= .2 * (uniform - best) + 2e-3
 
 
