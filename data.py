@@ -130,6 +130,10 @@ class Sampler:
         self.at += self.batch_size
         return rows[:, :-1].copy(), rows[:, 1:].copy(), group
 
+    def drop(self):
+        """Leave out what is left of the plan."""
+        self.at = len(self.order)
+
     def state_dict(self):
         """Where the streams stand, mid-plan too, in plain numbers, strings and lists."""
         return {"setting": self._setting(), "at": self.at, "counts": self.counts.tolist(),

@@ -142,3 +142,11 @@ class Transformer(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none")
         loss = loss.view_as(y)
         return loss if per_token else loss.mean(1)
+
+
+def load(path):
+    """The trained model that a run left as model.pt, on the CPU, in its evaluation form."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    model = Transformer(Shape(**saved["shape"]))
+    model.load_state_dict(saved["weights"])
+    return model.eval()

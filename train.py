@@ -8,11 +8,17 @@ A method yields requests (aioli.py); the only training loop answers them here. H
 `Config`, then `Run` and `Trainer` (one step, `apply`; one `validate`; an answer per kind of
 request), `drive` (the loop), `train` (a whole run). Several runs, side by side, are paper/'s job.
 """
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C during these imports: no traceback
+
 import argparse
 import copy
 import dataclasses
 import difflib
 import functools
+import hashlib
 import inspect
 import json
 import math
@@ -21,12 +27,13 @@ import platform
 import re
 import shlex
 import shutil
-import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import (contextmanager, nullcontext, redirect_stderr, redirect_stdout,
+                        suppress)
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +56,9 @@ def constant(t):
 
 
 SCHEDULES = dict(cosine=cosine, constant=constant)
+LONGEST_NAME = 120          # characters of a folder
+WINDOWS = 9 * 10 ** 9       # of a run: data.py counts their billionths in 64 bits
+LARGEST_LOSS = 700          # nats per token: beyond it a perplexity is no number any more
 
 
 @dataclass(frozen=True)
@@ -60,9 +70,10 @@ class Config:
     data: str = ""              # folder of your own text, a group per sub-folder or file
     encoding: str = "bpe1024"   # bpeN learns N byte pairs from the text; or tiktoken's gpt2, ...
     seed: int = 0               # initial weights, order of windows, probe order
-    out: str = ""               # folder of the results; default: out/METHOD-GROUPS-sSEED
+    out: str = ""               # folder of the results; default: out/METHOD-GROUPS-sSEED-...
     cache: str = ".cache"       # folder for token files
-    resume: bool = False        # go on from the checkpoint in OUT
+    resume: bool = False        # go on from the checkpoint in OUT, or begin if there is none
+    save_every: int = 0         # steps between checkpoints; 0: as often as costs under 2 per cent
     runs: tuple = ()            # MIXTURES.csv LOSSES.csv of finished runs, in place of a sweep
     past: str = ""              # history.jsonl of a run with the same seed: take its scratch runs
     # composition
@@ -84,6 +95,7 @@ class Config:
     val_windows: int = 16       # fixed validation windows per group; the noise is in training
     test_windows: int = 384     # fixed test windows per group, used once, after training
     eval_every: int = 100       # steps between points of the loss curve; changes no training
+    max_epochs: float = 4       # a note at the start names groups that would be read more often
     # machine
     device: str = "auto"        # auto, cpu, cuda
     threads: int = 1            # CPU threads; 0: torch's choice
@@ -97,6 +109,9 @@ class Config:
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("seed", 0 <= self.seed < 2 ** 63, "at least 0 and below 2^63")
         self.require("threads", self.threads >= 0, "at least 0")
+        self.require("save_every", self.save_every >= 0, "at least 0")
+        self.require("steps", self.steps * self.batch < WINDOWS, f"below {WINDOWS:.0e} / --batch")
+        self.require("max_epochs", self.max_epochs > 0, "above 0")
         self.require("first", 0 <= self.first <= 1, "a share of the run, 0 to 1")
         self.require("restart", self.restart in ("uniform", "prior"), "uniform or prior")
 
@@ -113,7 +128,11 @@ class Config:
 
 
 class Stop(Exception):
-    """Ctrl-C, taken at the next moment at which the state is whole."""
+    """Ctrl-C or a signal to end, taken at the next moment at which the state is whole."""
+
+
+class Diverged(ValueError):
+    """A loss, a gradient norm or a signal is no number any more, or beyond all sense."""
 
 
 def device(name):
@@ -139,8 +158,9 @@ def no_denormals():
 class Run:
     """One model in training: "main", or a scratch run that a method asked for."""
 
-    def __init__(self, config, trainer, total_steps):
+    def __init__(self, name, config, trainer, total_steps):
         corpus, shape = trainer.corpus, trainer.shape
+        self.name = name
         generator = torch.Generator().manual_seed(config.seed)      # equal seeds, equal weights
         self.model = model.Transformer(shape, generator).to(trainer.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
@@ -196,9 +216,16 @@ class Trainer:
         self.curve = []             # [step, losses] of the main run, between its requests' ends
         self.eval_seconds = 0.0
         self.stopping = False
+        self.unseen = []            # numbers of the last steps, on a GPU not looked at yet
+        self.finite = {}            # (run, what): the last that was finite, in words
 
     def on_step(self, request, run, loss):
         """Called after every optimiser step; `train` puts its progress line here."""
+
+    def on_whole(self):
+        """Called wherever the state is whole; `train` keeps checkpoints here. Raises Stop."""
+        if self.stopping:
+            raise Stop
 
     def fixed_windows(self, tokens, count, seed):
         """The same windows of every group at each call: x, y (m count, T), group (m count,)."""
@@ -213,7 +240,7 @@ class Trainer:
         """The run of that name, begun if there is none; total_steps: of a scratch run."""
         if name not in self.runs:
             length = self.config.steps if name == "main" else total_steps
-            self.runs[name] = Run(self.config, self, length)
+            self.runs[name] = Run(name, self.config, self, length)
         return self.runs[name]
 
     def lr(self, run):
@@ -231,18 +258,53 @@ class Trainer:
         return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device), group
 
     def apply(self, run):
-        """One optimiser step on the gradients in place."""
+        """One optimiser step on the gradients in place. Raises Diverged."""
         if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(run.model.parameters(), self.config.clip)
+            norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), self.config.clip)
+            self.watch(run, "gradient norm", norm)
         for part in run.optimizer.param_groups:
             part["lr"] = self.lr(run)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
 
+    def watch(self, run, what, values, group=None):
+        """Require that these numbers of a step are finite, at once or, on a GPU, which does not
+        wait for it, within 50 steps. values, group: as `require_finite` takes them."""
+        self.unseen.append((run, run.step, what, values.detach(), group))
+        if self.device.type == "cpu" or len(self.unseen) >= 100:
+            self.look()
+
+    def look(self):
+        """Require that all numbers that were not looked at yet are finite. Raises Diverged."""
+        unseen, self.unseen = self.unseen, []
+        for run, step, what, values, group in unseen:
+            self.require_finite(run, step, what, values.float().cpu().numpy(), group)
+
+    def require_finite(self, run, step, what, values, group=None):
+        """Raise Diverged unless numbers are finite, and losses below LARGEST_LOSS.
+
+        values: one, or an array whose last axis is of the groups `group`, by default all m."""
+        limit = LARGEST_LOSS if "loss" in what else math.inf
+        is_bad = ~(np.abs(values) < limit)                          # NaN, too
+        if not is_bad.any():
+            self.finite[run.name, what] = f"{np.mean(values):.4g} at step {step}"
+            return
+        names = ""
+        if np.ndim(values):
+            groups = np.arange(self.m) if group is None else np.asarray(group)
+            bad = dict.fromkeys(groups[is_bad.reshape(-1, len(groups)).any(0)].tolist())
+            names = " of " + ", ".join(self.corpus.groups[j] for j in sorted(bad))
+        value = np.extract(is_bad, values)[0]
+        last = self.finite.get((run.name, what), "none")
+        raise Diverged(f"run {run.name}, step {step}: the {what}{names} is {value:.4g} (the last "
+                       f"good one: {last}); a lower --lr may help")
+
     @torch.no_grad()
     def validate(self, run, windows=None):
-        """Mean loss of each group on fixed windows, (m,) nats per token. Changes nothing."""
+        """Mean loss of each group on fixed windows, (m,) nats per token. Changes nothing.
+
+        Raises Diverged."""
         began = time.perf_counter()
         x, y, group = windows or self.val
         tokens = 1024 if self.device.type == "cpu" else 8192        # fits a cache; a small GPU
@@ -252,6 +314,7 @@ class Trainer:
             loss = torch.cat([run.model(*part) for part in parts])
         mean = np.bincount(group, loss.cpu().numpy()) / np.bincount(group)
         self.eval_seconds += time.perf_counter() - began
+        self.require_finite(run, run.step, "validation loss", mean)
         return mean
 
     def answer(self, request):
@@ -260,18 +323,37 @@ class Trainer:
         return answers[type(request)](request)
 
     def train(self, request):
-        """Answer a Train request. On resume it is taken up again at step `done`."""
+        """Answer a Train request. On resume it is taken up again at step `done`.
+
+        A scratch run that diverges ends there, its losses NaN: the method has to do without it.
+        """
         run = self.run(request.on, request.total_steps or request.steps)
         if self.done is None:
             run.sampler.plan(request.p, request.steps)
             self.done = 0
+        try:
+            loss = self.steps(run, request)
+        except Diverged as error:
+            if request.on == "main":
+                raise
+            print(f"\nnote: {error}; this run counts as diverged", flush=True)
+            run.sampler.drop()
+            loss = np.full(self.m, math.nan)
 
+        if run.step == run.total_steps and request.on != "main":
+            run.optimizer = None                                    # from now on only validated
+        lr, self.done = self.lr(run), None
+        return dict(loss=loss, windows=run.sampler.counts, lr=lr)
+
+    def steps(self, run, request):
+        """The steps of a Train request that are not done -> the losses, (m,), after them."""
         while self.done < request.steps:
-            if self.stopping:
-                raise Stop
-            x, y, _ = self.batch(run)
+            self.on_whole()
+            x, y, group = self.batch(run)
             with self.cast:
-                loss = run.forward(x, y).mean()
+                losses = run.forward(x, y)                          # (B,)
+            self.watch(run, "training loss", losses, group)
+            loss = losses.mean()
             loss.backward()
             self.apply(run)
             self.done += 1
@@ -279,16 +361,12 @@ class Trainer:
             if request.on == "main" and is_due:
                 self.curve.append([run.step, self.validate(run).tolist()])
             self.on_step(request, run, loss)
-
-        if run.step == run.total_steps and request.on != "main":
-            run.optimizer = None                                    # from now on only validated
-        lr, self.done = self.lr(run), None
-        return dict(loss=self.validate(run), windows=run.sampler.counts, lr=lr)
+        self.look()
+        return self.validate(run)
 
     def peek(self, request):
         """Answer a Peek request: draw a batch and measure; the Update that follows steps on it."""
-        if self.stopping:
-            raise Stop
+        self.on_whole()
         run = self.run(request.on, request.total_steps)
         counts = run.sampler.plan(request.p, 1)
         batch = self.batch(run)
@@ -298,6 +376,10 @@ class Trainer:
         else:
             signals, parts = self.alignment(run, batch)
         self.peeked[request.on] = parts
+        for name, values in signals.items():                        # NaN: groups not in the batch
+            there = np.flatnonzero(counts) if np.ndim(values) else None
+            of_those = values if there is None else values[..., there]
+            self.require_finite(run, run.step, f"signal {name}", of_those, there)
         return dict(signals=signals, windows=counts, lr=self.lr(run))
 
     def excess(self, run, against, batch, counts):
@@ -432,63 +514,251 @@ def steps_taken(history):
     return taken
 
 
-def history_lines(history):
-    """The text of history.jsonl: a line per row, `at` its run's step count after it."""
-    at, lines = Counter(), []
-    for row in history.rows:
-        request = row.request
-        at[request.on] += steps_of(request)
-        line = dict(verb=type(request).__name__, **request._asdict(), at=at[request.on])
-        line.update(row._asdict())
-        line = {name: value for name, value in line.items()
-                if name != "request" and value is not None}
-        lines.append(json.dumps(line, default=plain) + "\n")
-    return "".join(lines)
+def row_line(row, at):
+    """A row as a line of history.jsonl; at: its run's step count after it."""
+    request = row.request
+    line = dict(verb=type(request).__name__, **request._asdict(), at=at)
+    line.update(row._asdict())
+    line = {name: plain(value) for name, value in line.items()
+            if name != "request" and value is not None}
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def plain(value):
+    """numpy, in dicts and lists too, as what JSON can hold; null for what is no finite number."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+VERBS = {verb.__name__: verb for verb in (aioli.Train, aioli.Peek, aioli.Update)}
 
 
 def from_line(line):
     """The Row that a line of history.jsonl tells of."""
     saved = json.loads(line)
-    kind = getattr(aioli, saved["verb"])
+    kind = VERBS[saved["verb"]]
     asked = {name: saved[name] for name in kind._fields if name in saved}
-    arrays = {name: np.array(asked[name]) for name in ("p", "w", "A") if name in asked}
+    arrays = {name: np.array(asked[name], float) for name in ("p", "w", "A") if name in asked}
     request = kind(**{**asked, **arrays})
 
     reply = saved.get("reply")
     if isinstance(reply, dict):
-        reply = {name: np.array(signal) for name, signal in reply.items()}
+        reply = {name: np.array(signal, float) for name, signal in reply.items()}   # null is NaN
     elif reply is not None:
-        reply = np.array(reply)
-    share, windows = np.array(saved["share"]), np.array(saved["windows"])
+        reply = np.array(reply, float)
+    share, windows = np.array(saved["share"], float), np.array(saved["windows"])
     return aioli.Row(request, reply, share, windows, saved["lr"], saved["seconds"])
 
 
 def read_history(path):
-    """The rows of a history.jsonl, oldest first."""
-    return [from_line(line) for line in Path(path).read_text().splitlines()]
+    """The rows of a history.jsonl, oldest first. Raises ValueError."""
+    with reading(path, "the history of a run"):
+        return [from_line(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
-def plain(value):
-    """numpy as what JSON can hold, for json.dumps(default=plain)."""
-    return value.tolist()
+# --- Files: whole or not there, and refused in a line if they are not what they should be.
 
 
 def write(path, content):
-    """Text, or a state for torch to load; the file is whole or not there."""
+    """Text, or a state for torch to load; the file is whole, and on the disk, or as it was."""
     part = path.with_name(path.name + ".part")
-    if isinstance(content, str):
-        part.write_text(content, "utf-8")
-    else:
-        torch.save(content, part)
-    part.replace(path)
+    part.unlink(missing_ok=True)                                    # of a process that was killed
+    try:
+        with open(part, "xb") as file:                              # x: new, so through no link
+            if isinstance(content, str):
+                file.write(content.encode())
+            else:
+                torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def reading(path, what):
+    """Whatever goes wrong in this block is the fault of a file that is not `what`. ValueError."""
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(f"{path} is not {what} ({type(error).__name__}: {said}); delete it, or "
+                         "use another") from None
+
+
+def read_result(path):
+    """A result.json. Raises ValueError unless it is of a finished run."""
+    with reading(path, "the result of a run"):
+        result = json.loads(Path(path).read_text("utf-8"))
+        for name in ("config", "settings", "test_loss", "realised_mixture"):
+            result[name].items()
+        for name in ("avg_test_ppl", "avg_test_loss", "wall_seconds", "steps", "extra_steps"):
+            if not 0 <= result[name] < math.inf:
+                raise ValueError(f"{name} {result[name]}")
+        return result
+
+
+@contextmanager
+def claimed(folder):
+    """Nobody else's run or comparison in this folder meanwhile, where the system can lock.
+    ValueError."""
+    try:
+        import fcntl
+    except ImportError:                                             # Windows
+        yield
+        return
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run or comparison is at work in {folder}; wait for it, or "
+                             "use another --out") from None
+        yield
+    finally:
+        os.close(handle)                        # the lock goes with it, after a crash too
+
+
+class Keeper:
+    """What a run leaves on disk as it goes: history.jsonl, a line a row, and checkpoint.pt, which
+    says how many of these lines belong to it. So a run that is killed loses what came after its
+    last checkpoint, and nothing else; what it then trains again has the same numbers."""
+
+    def __init__(self, out, trainer, history, flags, save_every, known=()):
+        self.out, self.checkpoint = out, out / "checkpoint.pt"
+        self.lines = out / "history.jsonl"
+        self.trainer, self.history, self.flags = trainer, history, flags
+        self.save_every = save_every
+        self.rows, self.at = 0, Counter()       # in history.jsonl; steps of each run there
+        self.began = self.saved = time.perf_counter()
+        self.saved_at = 0                       # steps of all runs at the last checkpoint
+        self.patience = 10.0                    # seconds to the next one
+        self.scratch_ended = False
+        self.known = known                      # rows taken over from another run
+
+    @property
+    def wall(self):
+        """Seconds of the run so far, with those of the rows that were taken over."""
+        rows = {id(row) for row in self.history.rows}
+        taken_over = sum(row.seconds for row in self.known if id(row) in rows)
+        return time.perf_counter() - self.began + taken_over
+
+    def set_aside(self):
+        """What the same run left here when it was finished goes to the folder `before`."""
+        if (self.out / "result.json").exists():
+            before = self.out / "before"
+            before.mkdir(exist_ok=True)
+            for name in ("result.json", "history.jsonl", "model.pt"):
+                if (self.out / name).exists():
+                    (self.out / name).replace(before / name)
+        write(self.lines, "")
+
+    def resume(self):
+        """Bring the trainer to where the last checkpoint was made -> the rows so far. ValueError.
+
+        Without a checkpoint the run begins, and a line says so."""
+        if not self.checkpoint.exists():
+            print(f"nothing to go on from: there is no {self.checkpoint}; beginning at step 0")
+            return []
+        with reading(self.checkpoint, "a checkpoint of this run"):
+            saved = torch.load(self.checkpoint, map_location=self.trainer.device,
+                               weights_only=True)
+            other = difference(saved["flags"], self.flags, MAY_CHANGE)
+            if other:
+                raise ValueError(f"it is of a run with {other}")
+            self.trainer.load(saved["trainer"])
+            self.rows = saved["rows"]
+            self.began -= saved["wall"]
+
+        with reading(self.lines, "the history of this run's checkpoint"):
+            lines = self.lines.read_text("utf-8").splitlines(keepends=True)[:self.rows]
+            past = [from_line(line) for line in lines]
+            if len(past) < self.rows:
+                raise ValueError(f"{len(past)} of {self.rows} lines")
+        write(self.lines, "".join(lines))
+        self.saved_at = self.steps()
+        for row in past:
+            self.at[row.request.on] += steps_of(row.request)
+        return past
+
+    def steps(self):
+        """Of all runs."""
+        return sum(run.step for run in self.trainer.runs.values())
+
+    def row(self, row):
+        """After a row was measured."""
+        self.add_rows()
+        if isinstance(row.request, aioli.Train) and row.request.on != "main":
+            self.scratch_ended = True
+
+    def add_rows(self, sync=False):
+        """Write the rows that history.jsonl does not have; sync: see them on the disk."""
+        if not self.rows:
+            self.set_aside()
+        with open(self.lines, "a", encoding="utf-8") as file:
+            for row in self.history.rows[self.rows:]:
+                self.at[row.request.on] += steps_of(row.request)
+                file.write(row_line(row, self.at[row.request.on]))
+                self.rows += 1
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def whole(self):
+        """Where the state is whole: keep it when it is time to, and stop if asked. Raises Stop."""
+        if not (self.trainer.stopping or self.is_due()):
+            return
+        self.save()
+        if self.trainer.stopping:
+            raise Stop("stopped; go on with the same command and --resume "
+                       f"(state in {self.checkpoint})")
+
+    def is_due(self):
+        """After a scratch run, and every --save-every steps or, without it, when the time that the
+        last checkpoint took is under 2 per cent of the time since."""
+        if self.scratch_ended:
+            return True
+        if self.save_every:
+            return self.steps() - self.saved_at >= self.save_every
+        return time.perf_counter() - self.saved > self.patience
+
+    def save(self):
+        """Make a checkpoint."""
+        began = time.perf_counter()
+        self.trainer.look()                     # none of a run that diverged
+        self.add_rows(sync=True)
+        write(self.checkpoint, dict(trainer=self.trainer.state(), rows=self.rows, wall=self.wall,
+                                    flags=self.flags))
+        self.saved, self.saved_at = time.perf_counter(), self.steps()
+        self.patience = max(10.0, 50 * (self.saved - began))
+        self.scratch_ended = False
+
+    def finish(self, result):
+        """Keep the model, and the result, whose file says that the run is whole."""
+        self.add_rows(sync=True)
+        main = self.trainer.run("main").model
+        write(self.out / "model.pt", dict(shape=dataclasses.asdict(main.shape),
+                                          weights=main.state_dict()))
+        write(self.out / "result.json", json.dumps(plain(result), indent=1, allow_nan=False))
+        self.checkpoint.unlink(missing_ok=True)
 
 
 # --- Whether two runs are alike.
 
 # flags that may change from one part of an interrupted run to the next
-MAY_CHANGE = ("out", "cache", "past", "resume", "threads", "device", "compile")
+MAY_CHANGE = ("out", "data", "cache", "past", "resume", "save_every", "max_epochs", "threads",
+              "device", "compile")              # data: the digest of its text decides
 # flags that the scratch runs of --past do not depend on
-NOT_OF_SCRATCH_RUNS = ("method", "runs", "prior", "out", "cache", "past", "resume")
+NOT_OF_SCRATCH_RUNS = ("method", "runs", "prior", "out", "data", "cache", "past", "resume",
+                       "save_every", "max_epochs")
 # flags that make a mixture, and none for uniform sampling
 OF_MIXTURE = ("method", "runs", "past", "prior", "first", "restart")
 
@@ -521,13 +791,10 @@ def scratch_runs(config, text):
     """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model.
 
     Not those of a model that another request goes on with: it has to be there. ValueError."""
-    try:
-        result = json.loads(Path(config.past).with_name("result.json").read_text())
+    with reading(f"--past {config.past}", "the history of a finished run"):
+        result = read_result(Path(config.past).with_name("result.json"))
         theirs = flags_of(result["config"], {}, result["text"])
         rows = read_history(config.past)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"--past {config.past} is not the history of a finished run "
-                         f"({error})") from None
     other = difference(theirs, flags_of(config, {}, text), NOT_OF_SCRATCH_RUNS)
     if other:
         raise ValueError(f"--past {config.past} is of a run with {other}; its runs are not "
@@ -596,47 +863,66 @@ def runs_for(config, groups):
 def train(config, settings, corpus=None):
     """One run from text to result.json -> the result. ValueError for bad input, Stop on Ctrl-C."""
     corpus = corpus or data.load(config.groups, config.data or None, config.encoding, config.cache)
-    out = output_folder(config, corpus.groups)
-    checkpoint = out / "checkpoint.pt"
+    out = Path(config.out or Path("out", folder_name(config, settings, corpus.groups)))
+    out.mkdir(parents=True, exist_ok=True)
+    with claimed(out):
+        write(out / "try", "")                  # that it can be written to shows before training
+        (out / "try").unlink()
+        return train_in(out, config, settings, corpus)
 
+
+def train_in(out, config, settings, corpus):
+    """As train(), in this folder."""
+    flags = flags_of(config, settings, corpus.text)
+    refuse_other_run(out, config, flags)
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
                             runs=runs_for(config, corpus.groups), warmup=config.warmup)
     method = program(config, settings, history)
-    flags = flags_of(config, settings, corpus.text)
     known = scratch_runs(config, corpus.text) if config.past else []
-    past, seconds = resume(checkpoint, trainer, flags) if config.resume else ([], 0.0)
 
+    keeper = Keeper(out, trainer, history, flags, config.save_every, known)
     progress = Progress(config, corpus.groups)
-    trainer.on_step = progress.step
+    past = keeper.resume() if config.resume else []
+    trainer.on_step, trainer.on_whole = progress.step, keeper.whole
     print(f"{config.method} on {'+'.join(corpus.groups)}: {config.steps} steps of {config.batch} "
           f"x {trainer.shape.window} tokens, {config.preset} model, {trainer.device}, "
           f"seed {config.seed}", flush=True)
 
-    began = time.perf_counter() - seconds
+    note_epochs(trainer)
+
+    def on_row(row):
+        keeper.row(row)
+        progress.row(row)
+
     with interrupts_wait(trainer):
-        try:
-            with no_denormals():
-                drive(method, trainer, history, past, known, progress.row)
-        except Stop:
-            wall = wall_seconds(began, known, history)
-            write(checkpoint, dict(trainer=trainer.state(), history=history_lines(history),
-                                   wall=wall, flags=flags))
-            raise Stop("stopped; go on with the same command and --resume "
-                       f"(state in {checkpoint})") from None
-        wall = wall_seconds(began, known, history)
+        with no_denormals():
+            drive(method, trainer, history, past, known, on_row)
+        wall = keeper.wall
         check_steps(config, history)
         result = summarise(config, settings, trainer, history, wall)
-        write(out / "history.jsonl", history_lines(history))
-        write(out / "result.json", json.dumps(result, indent=1))
-        checkpoint.unlink(missing_ok=True)
+        report(result)
+        keeper.finish(result)
 
-    report(result)
     against_uniform(config, result, out)
-    picture(result, history, out / "run.png")
+    try:
+        picture(result, history, out / "run.png")
+    except Exception as error:                                      # of matplotlib's many
+        print(f"no picture: {error}")
     print(f"written to {out}")
     return result
+
+
+def note_epochs(trainer):
+    """Say which groups equal shares would read more than --max-epochs times."""
+    config, corpus = trainer.config, trainer.corpus
+    windows = config.steps * config.batch / trainer.m
+    for name, tokens in zip(corpus.groups, corpus.train, strict=True):
+        epochs = windows * trainer.shape.window / len(tokens)
+        if epochs > config.max_epochs:
+            print(f"note: at equal shares this run reads {name} {epochs:.1f} times; more text of "
+                  f"it or fewer --steps keep it below --max-epochs {config.max_epochs:g}")
 
 
 def check_steps(config, history):
@@ -647,17 +933,33 @@ def check_steps(config, history):
                          f"requests have to add up to --steps {config.steps}")
 
 
-def output_folder(config, groups):
-    """The folder of the results, there and free to write to. Raises ValueError, OSError."""
-    out = Path(config.out or f"out/{config.method}-{'+'.join(groups)}-s{config.seed}")
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise OSError(f"cannot write to {out}; choose another --out")
-    checkpoint = out / "checkpoint.pt"
+def folder_name(config, settings, groups):
+    """METHOD-GROUPS-sSEED, and what differs from the defaults: no two runs share it by chance."""
+    usual = settings_of(aioli.METHODS.get(config.method, aioli.stratified))
+    given = {**dataclasses.asdict(config), **settings, "data": Path(config.data).name}
+    usual = {**dataclasses.asdict(Config()), **usual}
+    left_out = {"method", "groups", "seed", *MAY_CHANGE} - {"data"}
+    words = [f"{name.replace('_', '-')}-{value}" for name, value in given.items()
+             if name not in left_out and value != usual[name]]
+    name = "-".join([config.method, "+".join(groups), f"s{config.seed}", *words])
+    name = re.sub(r"[^\w.+-]+", "_", name)
+    digest = hashlib.md5(name.encode()).hexdigest()[:8]
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{digest}"
+
+
+def refuse_other_run(out, config, flags):
+    """A folder that holds a stopped run is for going on with it, and one with a finished run for
+    the same run again. Raises ValueError."""
+    checkpoint, finished = out / "checkpoint.pt", out / "result.json"
     if checkpoint.exists() and not config.resume:
         raise ValueError(f"{checkpoint} is of a run that was stopped; go on with --resume, "
                          f"delete it, or use another --out")
-    return out
+    if finished.exists():
+        result = read_result(finished)
+        theirs = flags_of(result["config"], result["settings"], result.get("text"))
+        other = difference(theirs, flags, MAY_CHANGE)
+        if other:
+            raise ValueError(f"{out} has a finished run with {other}; use another --out")
 
 
 def program(config, settings, history):
@@ -677,37 +979,30 @@ def program(config, settings, history):
     return aioli.with_prior(history, config.steps, method, prior, config.first, config.restart)
 
 
-def resume(checkpoint, trainer, flags):
-    """Bring the trainer to where a run was stopped -> its rows so far, and their seconds.
-
-    Raises ValueError if there is none or it is of another run."""
-    if not checkpoint.exists():
-        raise ValueError(f"nothing to resume: there is no {checkpoint}")
-    saved = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
-    other = difference(saved["flags"], flags, MAY_CHANGE)
-    if other:
-        raise ValueError(f"{checkpoint} is of a run with {other}; delete it, or use another --out")
-    trainer.load(saved["trainer"])
-    return [from_line(line) for line in saved["history"].splitlines()], saved["wall"]
-
-
-def wall_seconds(began, known, history):
-    """Seconds since `began`, and those of the rows of --past, `known`, that were taken over."""
-    rows = {id(row) for row in history.rows}
-    return time.perf_counter() - began + sum(row.seconds for row in known if id(row) in rows)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+           if hasattr(signal, name)]
 
 
 @contextmanager
-def interrupts_wait(trainer):
-    """Ctrl-C asks the trainer to stop at its next step instead of ending the program at once."""
-    def stop(*_):
-        trainer.stopping = True
-
-    before = signal.signal(signal.SIGINT, stop)
+def handling(handler):
+    """Give the signals that ask a program to end to this function, as long as the block lasts."""
+    is_main = threading.current_thread() is threading.main_thread()     # no other can take them
+    before = {number: signal.signal(number, handler) for number in SIGNALS if is_main}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+def interrupts_wait(trainer):
+    """Signals to end stop the trainer at its next whole state; a second Ctrl-C, at once."""
+    def stop(number, _):
+        if trainer.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        trainer.stopping = True
+
+    return handling(stop)
 
 
 class Progress:
@@ -766,7 +1061,7 @@ class Progress:
 
     def mixture(self, p):
         shares = [f"{share:.3f}".removeprefix("0") for share in p]
-        names = [group[:14] for group in self.groups]
+        names = [group[:14] for group in plain_names(self.groups)]
         return "  ".join(map(" ".join, zip(names, shares, strict=True)))
 
 
@@ -855,19 +1150,19 @@ def against_uniform(config, result, out):
 def uniform_result(config, result, out):
     """A finished stratified run with this run's text, seed and flags, beside it or in out/ -> its
     result and its folder; None, None if there is none that can be read."""
-    name = f"stratified-{'+'.join(result['groups'])}-s{config.seed}"
-    ours = flags_of(config, {}, result["text"])
-    free = (*MAY_CHANGE, *OF_MIXTURE, "groups", "data", "eval_every")         # the digest decides
-    for folder in (out.parent / name, Path("out", name)):
-        try:
-            uniform = json.loads((folder / "result.json").read_text("utf-8"))
-            theirs = flags_of(uniform["config"], {}, uniform["text"])
-            is_uniform = uniform["method"] == "stratified" and not theirs["prior"]
-            is_number = 0 < uniform["avg_test_ppl"] < math.inf
-        except (OSError, ValueError, TypeError, KeyError):          # not there, or damaged
-            continue
-        if is_uniform and is_number and not difference(theirs, ours, free):
-            return uniform, folder
+    usual = {name: getattr(Config, name) for name in OF_MIXTURE}
+    uniform = dataclasses.replace(config, **{**usual, "method": "stratified"})
+    ours = flags_of(uniform, {}, result["text"])
+    as_usual = dataclasses.replace(uniform, eval_every=Config.eval_every)
+    names = [folder_name(uniform, {}, result["groups"]),
+             folder_name(as_usual, {}, result["groups"]),
+             f"stratified-{'+'.join(result['groups'])}-s{config.seed}"]     # a comparison's
+    for folder in (place / name for place in (out.parent, Path("out")) for name in names):
+        with suppress(ValueError):                                  # not there, or damaged
+            found = read_result(folder / "result.json")
+            theirs = flags_of(found["config"], {}, found.get("text"))
+            if not difference(theirs, ours, (*MAY_CHANGE, "groups", "eval_every")):
+                return found, folder
     return None, None
 
 
@@ -1073,25 +1368,58 @@ def where(error):
     return f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
 
 
+class Unbroken:
+    """A stream of text that ends no run: its reader may go away, or know few letters."""
+
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, "w")               # None: closed at the start
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="replace")
+
+    def write(self, text):
+        self.attempt(self.stream.write, text)
+
+    def flush(self):
+        self.attempt(self.stream.flush)
+
+    def isatty(self):
+        return self.stream.isatty()
+
+    def attempt(self, action, *arguments):
+        """Do it, or from now on write to nowhere."""
+        try:
+            action(*arguments)
+        except OSError:                                             # what is left would fail, too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 def exit_code(name, command):
-    """Call `command` -> 0; 2 for bad input, 1 for a machine that refuses, 130 after Ctrl-C, with
-    a line on stderr that begins with `name`; never a traceback for these."""
-    try:
-        command()
-    except (ValueError, OSError) as error:
-        print(f"{name}: {error}{where(error)}".replace("\n", " "), file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    except MemoryError:
-        print(f"{name}: the memory is full; lower --steps or --batch", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError:
-        print(f"{name}: the GPU's memory is full; lower --batch, or take a smaller --preset",
-              file=sys.stderr)
-        return 1
-    except (Stop, KeyboardInterrupt) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 130
+    """Call `command` -> 0; 2 for bad input, 1 for a machine or a method that fails, 130 after
+    Ctrl-C or a signal to end, with a line on stderr that begins with `name`, never a traceback."""
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    out, err = Unbroken(sys.stdout), Unbroken(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err), handling(interrupt):
+        try:
+            command()
+        except (Stop, KeyboardInterrupt) as error:
+            print(f"\n{error or 'stopped'}", file=sys.stderr)
+            return 130
+        except Exception as error:
+            print(f"{name}: {in_a_line(error)}", file=sys.stderr)
+            return 2 if isinstance(error, ValueError) else 1
     return 0
+
+
+def in_a_line(error):
+    """What an error says, what to do if the memory is full, and where, if no `raise` of ours."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full; lower --batch, or take a smaller --preset"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "the memory is full; lower --steps or --batch"
+    kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+    return f"{kind}{error}{where(error)}".replace("\n", " ")
 
 
 def main(argv=None):

@@ -11,7 +11,6 @@ no finished run is made again. In OUT: compare.csv, a line a run; compare.md, th
 """
 import argparse
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -126,20 +125,29 @@ def first_mixture(folder):
     if not path.exists():
         raise ValueError(f"there is no {path} to take a prior's mixture from; take its line out of "
                          "compare.csv, and it is made again")
-    _, mixture = json.loads(path.read_text("utf-8"))["mixtures"][0]
+    with train.reading(path, "the result of a run on a prior"):
+        _, mixture = train.read_result(path)["mixtures"][0]
+        mixture_flag(mixture)
     return mixture
 
 
+CHILDREN = set()            # processes at work
+
+
 def separately(name, command, **output):
-    """`python COMMAND...` in a process of its own; output: as subprocess.run takes it.
+    """`python COMMAND...` in a process of its own; output: as subprocess.Popen takes it.
 
     Raises Stop after Ctrl-C, and ValueError with `name` and the last thing said if it failed.
     """
-    ended = subprocess.run([sys.executable, *command], stderr=subprocess.PIPE, text=True, **output)
-    if ended.returncode == 130:
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True,
+                               **output)
+    CHILDREN.add(process)
+    _, said = process.communicate()
+    CHILDREN.remove(process)
+    if process.returncode == 130:
         raise train.Stop
-    if ended.returncode:
-        said = ended.stderr.strip() or f"exit code {ended.returncode}"
+    if process.returncode:
+        said = said.strip() or f"exit code {process.returncode}"
         raise ValueError(f"{name}: {said.splitlines()[-1]}")
 
 
@@ -158,19 +166,36 @@ def run_job(job, needed, setup):
 
     name = f"{entry.label} on {entry.groups}, seed {entry.seed}"
     if not is_finished(out / "result.json", flags, text):
-        flags += ["--resume"] if (out / "checkpoint.pt").exists() else []
-        separately(name, [TRAIN, *flags], stdout=subprocess.DEVNULL)
-    result = json.loads((out / "result.json").read_text("utf-8"))
+        train_separately(name, flags, out / "checkpoint.pt")
+    result = train.read_result(out / "result.json")
     if result["text"] != text:
         raise ValueError(f"{name}: the text is not that of the beginning; use another --out")
     return row_of(result, shared, learnt=needed if entry.kind == "after" else None)
 
 
+def train_separately(name, flags, checkpoint):
+    """A run in a process of its own, from its checkpoint where there is one that it can go on
+    from. Raises Stop, ValueError."""
+    if checkpoint.exists():
+        try:
+            return separately(name, [TRAIN, *flags, "--resume"], stdout=subprocess.DEVNULL)
+        except ValueError:
+            checkpoint.unlink()                 # it is damaged, or the run ends in an error anyway
+    separately(name, [TRAIN, *flags], stdout=subprocess.DEVNULL)
+
+
 def is_finished(path, flags, text):
-    """Whether a result.json is of a run with these flags and this text."""
+    """Whether a result.json is of a run with these flags and this text; one that is damaged is
+    taken away."""
     if not path.exists():
         return False
-    result, (config, settings) = json.loads(path.read_text("utf-8")), train.parse(flags)
+    try:
+        result = train.read_result(path)
+    except ValueError as error:
+        print(f"note: {error}; its run is made again")
+        path.unlink()
+        return False
+    config, settings = train.parse(flags)
     theirs = train.flags_of(result["config"], result["settings"], result.get("text"))
     return not train.difference(theirs, train.flags_of(config, settings, text), train.MAY_CHANGE)
 
@@ -277,42 +302,29 @@ def time_left(seconds, ended, total):
     return f"{minutes:5.1f} min, about {minutes / ended * (total - ended):.0f} left"
 
 
+def cores():
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 @contextmanager
 def workers(jobs):
     """A pool of threads, each to wait for a process of its own; jobs: how many, 0: one a core.
 
-    Ctrl-C cancels what has not begun and raises Stop.
+    Ctrl-C or a signal to end cancels what has not begun, lets what has keep its state, and raises
+    Stop.
     """
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(jobs or cores()) as pool:
         try:
             yield pool
         except BaseException as error:          # whatever it is, begin nothing more
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(CHILDREN):
+                process.terminate()
             if isinstance(error, (KeyboardInterrupt, train.Stop)):
                 said = "stopped; what is finished is kept, and the same command goes on"
                 raise train.Stop(said) from None
             raise
-
-
-@contextmanager
-def claimed(folder):
-    """Nobody else's comparison in this folder meanwhile, where the system can lock. ValueError."""
-    try:
-        import fcntl
-    except ImportError:                         # Windows
-        yield
-        return
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another comparison is at work in {folder}; wait for it, or use "
-                             "another --out") from None
-        yield
-    finally:
-        os.close(handle)                        # the lock goes with it, after a crash too
 
 
 def read_rows(path, config, texts, flag="--out"):
@@ -355,7 +367,7 @@ def compare(flags, config):
     folder.mkdir(parents=True, exist_ok=True)
     setup = Setup(folder, config, texts, flags.jobs)
 
-    with claimed(folder):
+    with train.claimed(folder):
         rows, jobs = read_rows(folder / "compare.csv", config, texts), []
         for groups, seed in cells:
             jobs += jobs_of(lines, groups, seed, flags.controls)

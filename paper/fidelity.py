@@ -208,7 +208,7 @@ def measure(config, fork, table, folder):
     asked = dict(dataclasses.asdict(config), fork=fork, text=corpus.text,
                  sweep=[side.tolist() for side in runs])
     if path.exists():
-        saved = json.loads(path.read_text("utf-8"))
+        saved = read_found(path)
         if not train.difference(saved.get("asked", {}), asked, train.MAY_CHANGE):
             return saved
 
@@ -218,8 +218,17 @@ def measure(config, fork, table, folder):
         points = follow(train.Trainer(config, corpus), fork, laws)
     found = dict(groups=corpus.groups, fits=law_fits(laws, runs, points), points=points,
                  asked=asked, versions=train.versions(config))
-    train.write(path, json.dumps(found, default=train.plain))
+    train.write(path, json.dumps(train.plain(found), allow_nan=False))
     return found
+
+
+def read_found(path):
+    """A fidelity.json. Raises ValueError."""
+    with train.reading(path, "what paper.fidelity measures"):
+        found = json.loads(path.read_text("utf-8"))
+        for point in found["points"]:
+            np.array([point["A"], point["error"]], float) @ np.ones(len(found["groups"]))
+        return found
 
 
 def measure_sets(config, flags):
@@ -233,7 +242,7 @@ def measure_sets(config, flags):
         flags_of_set = train.as_flags(same | dict(groups=groups, out=out))
         command = ["-m", "paper.fidelity", *flags_of_set, *compare.shared_flags(config)]
         compare.separately(groups, command, stdout=subprocess.DEVNULL)
-        return json.loads((out / "fidelity.json").read_text("utf-8"))
+        return read_found(out / "fidelity.json")
 
     found = {}
     with compare.workers(flags.jobs) as pool:

@@ -268,7 +268,7 @@ def test_the_seed_decides_the_text_and_the_history_knows_the_run(tmp_path, monke
     monkeypatch.setattr(aioli, "History", history)
     monkeypatch.setattr(train.Trainer, "batch", spy)
     for seed in (3, 4):
-        run(tmp_path, "natural", seed=seed, steps=2, warmup=.3, batch=4)
+        run(tmp_path, "natural", name=str(seed), seed=seed, steps=2, warmup=.3, batch=4)
     one, two = histories
     assert one.groups == ["cycle", "words"] and one.sizes.tolist() == [6000, 6000]
     assert (one.batch, one.seed, one.runs, one.warmup, two.seed) == (4, 3, None, .3, 4)
@@ -371,14 +371,22 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     train.write(path, dict(step=1))
 
-    def fails(content, path):
-        path.write_bytes(b"half of")
+    def fails(content, file):
+        file.write(b"half of")
         raise OSError("the disk is full")
 
     monkeypatch.setattr(torch, "save", fails)
     with pytest.raises(OSError):
         train.write(path, dict(step=2))
-    assert torch.load(path) == dict(step=1)
+    assert torch.load(path) == dict(step=1) and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_written_through_no_link_and_over_what_a_killed_process_left(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (tmp_path / "result.json.part").symlink_to(other)
+    train.write(tmp_path / "result.json", "new")
+    assert other.read_text() == "mine" and (tmp_path / "result.json").read_text() == "new"
 
 
 # --- The history ---
@@ -388,10 +396,11 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
 def test_a_history_that_is_read_again_is_the_one_that_was_written(tmp_path, method):
     settings = {"rounds": 2, "probe": 1} if method == "aioli_rounds" else {}
     run(tmp_path, method, settings=settings, steps=16)
-    history = aioli.History(["cycle", "words"], [1, 1], 8)
-    history.rows = train.read_history(tmp_path / "out" / "history.jsonl")
-    assert train.history_lines(history) == (tmp_path / "out" / "history.jsonl").read_text()
-    request = history.rows[-1].request
+    rows = train.read_history(tmp_path / "out" / "history.jsonl")
+    lines = (tmp_path / "out" / "history.jsonl").read_text().splitlines(keepends=True)
+    assert [train.row_line(row, json.loads(line)["at"]) for row, line in zip(rows, lines)] == lines
+    assert not any("NaN" in line for line in lines)
+    request = rows[-1].request
     assert isinstance(request.p, np.ndarray) and request.steps and request.on == "main"
 
 
@@ -807,7 +816,7 @@ def test_in_a_terminal_every_change_of_the_mixture_is_shown(tmp_path, monkeypatc
     assert live and all(line.endswith("\033[K") and len(line) <= 39 + 3 for line in live)
 
     capsys.readouterr()
-    run(tmp_path, "stratified")
+    run(tmp_path, "stratified", name="uniform")
     assert "mixture now" not in capsys.readouterr().out
 
 
@@ -838,7 +847,7 @@ def test_a_run_ends_with_how_uniform_sampling_does_or_how_to_find_out(
     for more in ({"seed": 1}, {"steps": 9}, {"beta2": .9}):     # not of that run
         assert "python train.py" in closing(**more)[1][0]
     text = text._replace(text="0123abcd")
-    assert "python train.py" in closing()[1][0]
+    assert "python train.py" in closing(out=str(tmp_path / "other"))[1][0]
 
 
 def test_uniform_sampling_is_found_beside_the_run_too(tmp_path, monkeypatch, capsys):
@@ -923,7 +932,7 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     settings = {"rounds": 1, "probe": 1, "sweeps": 1, "eta": 0.}
     for restart, after in (("prior", .9), ("uniform", .5)):
         result, _ = run(tmp_path, "aioli_rounds", settings=settings, steps=20, prior=".9+.1",
-                        first=.4, restart=restart)
+                        first=.4, restart=restart, name=restart)
         assert result["mixtures"][0] == [0, pytest.approx({"cycle": .9, "words": .1})]
         assert result["mixtures"][1][0] == 8 + 2
         assert result["final_mixture"]["cycle"] == pytest.approx(after)
@@ -962,7 +971,6 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     (["--method", "skillit", "--prior", "grid", "--restart", "prior"], "always starts from", 2),
     (["--prior", "dlm"], "did you mean 'dml'", 2),
     (["--prior", "grid:perplexity"], "unknown prior 'grid:perplexity'", 2),
-    (["--resume"], "nothing to resume", 2),
     (["--device", "gpu"], "device", 2),
     (["--steps", "many"], "invalid int value", 2),
     (["--steps"], "expected one argument", 2),

@@ -1,0 +1,444 @@
+"""Nothing lost: what a run keeps as it goes, whatever ends it. Nothing silent: finite or stop."""
+import contextlib
+import errno
+import io
+import json
+import os
+import signal
+
+import kill
+import numpy as np
+import pytest
+import torch
+from test_train import interrupt_at, no_pictures                # noqa: F401
+from tiny import BASE, measured, run, texts, tiny_preset, trainer       # noqa: F401
+
+import aioli
+import model
+import train
+
+
+def stop_at(monkeypatch, tmp_path, count, method="stratified", **about):
+    """A run stopped after so many steps -> its folder."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, count)
+        with pytest.raises(train.Stop):
+            run(tmp_path, method, **about)
+    return tmp_path / "out"
+
+
+# --- Whatever ends it ---
+
+
+@pytest.mark.parametrize("number", train.SIGNALS)
+def test_a_signal_to_end_leaves_a_checkpoint_that_the_run_goes_on_from(
+        tmp_path, monkeypatch, number):
+    monkeypatch.setattr(signal, "SIGINT", number)               # what interrupt_at raises
+    whole, _ = run(tmp_path, "natural", name="whole", steps=9)
+    stop_at(monkeypatch, tmp_path, 4, "natural", steps=9)
+    again, _ = run(tmp_path, "natural", steps=9, resume=True)
+    assert measured(again) == measured(whole)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
+    def twice(*about):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train.Progress, "step", twice)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, steps=9)
+
+
+@pytest.mark.parametrize("method", ["doge", "aioli --prior doremi"])
+def test_a_run_killed_at_any_moment_and_resumed_has_the_same_weights_to_the_bit(
+        texts, tmp_path, method):                                               # noqa: F811
+    flags = [*BASE, "--data", str(texts), "--cache", str(tmp_path / "c"), "--steps", "200",
+             "--save-every", "3"]
+    hits, found = kill.kill_and_compare(method, tmp_path, flags, kills=3, seed=0)
+    assert hits >= 1 and found == []
+
+
+def test_a_comparison_of_runs_sees_a_weight_that_differs(tmp_path):
+    for name in "ab":
+        run(tmp_path, name=name, steps=3)
+    assert kill.differences(tmp_path / "a", tmp_path / "b") == []
+    saved = torch.load(tmp_path / "b" / "model.pt", weights_only=True)
+    saved["weights"]["head.weight"][0, 0] += 1e-7
+    torch.save(saved, tmp_path / "b" / "model.pt")
+    assert kill.differences(tmp_path / "a", tmp_path / "b") == ["head.weight"]
+
+
+def test_a_bug_in_a_method_leaves_the_last_checkpoint_and_the_rows_so_far(
+        tmp_path, monkeypatch, capsys):
+    def mine(h, steps):
+        yield aioli.Train(h.uniform, 5, on="scratch")
+        yield aioli.Train(h.uniform, steps - 3)
+        print(1 / 0 if broken else 1)
+        yield aioli.Train(h.uniform, 3)
+
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    broken = True
+    assert train.exit_code("me", lambda: run(tmp_path, "mine", steps=9, save_every=1)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("me: ZeroDivisionError") and said.endswith("in mine)\n")
+    lines = (tmp_path / "out" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["at"] for line in lines] == [5, 6]
+
+    broken = False
+    again, rows = run(tmp_path, "mine", steps=9, resume=True)
+    whole, _ = run(tmp_path, "mine", steps=9, name="whole")
+    assert measured(again) == measured(whole) and len(rows) == 3
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    whole, _ = run(tmp_path, name="whole", steps=9)
+    original, replace = os.fsync, []
+
+    def full(handle):
+        replace.append(handle)
+        if len(replace) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert train.exit_code("me", lambda: run(tmp_path, steps=9, save_every=1)) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.part"))
+    again, _ = run(tmp_path, steps=9, resume=True)
+    assert measured(again) == measured(whole)
+
+
+def test_checkpoints_come_after_scratch_runs_and_every_so_many_steps(tmp_path, monkeypatch):
+    original, saved_at = train.Keeper.save, []
+
+    def save(self):
+        saved_at.append(self.steps())
+        original(self)
+
+    monkeypatch.setattr(train.Keeper, "save", save)
+    run(tmp_path, name="a", steps=30, save_every=7)
+    run(tmp_path, "skillit", name="b", steps=10)
+    assert saved_at == [7, 14, 21, 28] + [10, 20]
+
+
+def test_without_save_every_a_checkpoint_costs_under_2_per_cent(tmp_path, monkeypatch):
+    now, saved_at = [0.0], []
+
+    def save(self, state):
+        now[0] += 1.0                           # what it takes
+        saved_at.append(now[0])
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    keeper = train.Keeper(tmp_path, trainer(), aioli.History(["a", "b"], [1, 1], 8), {}, 0)
+    monkeypatch.setattr(train, "write", lambda path, content: save(keeper, content)
+                        if path.name == "checkpoint.pt" else None)
+    for _ in range(1000):
+        now[0] += .5
+        keeper.whole()
+    assert len(saved_at) >= 5 and min(np.diff(saved_at)) >= 50
+
+
+def test_the_history_grows_as_requests_are_answered(tmp_path, monkeypatch):
+    seen, path = [], tmp_path / "out" / "history.jsonl"
+    original = train.Trainer.answer
+
+    def answer(self, request):
+        seen.append(path.read_text().count("\n") if path.exists() else 0)
+        return original(self, request)
+
+    monkeypatch.setattr(train.Trainer, "answer", answer)
+    run(tmp_path, "aioli_rounds", settings={"rounds": 1, "probe": 1, "sweeps": 1}, steps=12)
+    assert seen == list(range(len(seen))) and len(seen) > 3
+
+
+# --- Files that are read back ---
+
+
+class Hostile:
+    """An object whose unpickling runs code."""
+
+    def __reduce__(self):
+        return os.mkdir, ("hacked",)
+
+
+def damaged_checkpoints(good):
+    """{what is wrong: the bytes of a checkpoint.pt}; good: a sound one."""
+    whole = torch.load(io.BytesIO(good), weights_only=True)
+    states = {"hostile": Hostile(), "a list": [1, 2], "no runs": {**whole, "trainer": {}},
+              "no rows": {name: part for name, part in whole.items() if name != "rows"},
+              "other weights": {**whole, "trainer": {**whole["trainer"], "runs": {"main": {}}}},
+              "of another run": {**whole, "flags": {**whole["flags"], "seed": 7}},
+              "more rows than the history": {**whole, "rows": 9}}
+    found = {"empty": b"", "truncated": good[:len(good) // 2], "text": b"not a checkpoint"}
+    for name, state in states.items():
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        found[name] = buffer.getvalue()
+    return found
+
+
+def test_a_checkpoint_that_is_not_of_this_run_is_refused_in_one_line(
+        tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    out = stop_at(monkeypatch, tmp_path, 4, steps=9)
+    path = out / "checkpoint.pt"
+    for name, content in damaged_checkpoints(path.read_bytes()).items():
+        path.write_bytes(content)
+        code = train.exit_code("me", lambda: run(tmp_path, steps=9, resume=True))
+        said = capsys.readouterr().err
+        assert code == 2 and said.count("\n") == 1, (name, said)
+        assert str(path) in said or "history.jsonl" in said, name
+        assert path.read_bytes() == content                     # nothing is thrown away
+    assert not (tmp_path / "hacked").exists()
+
+
+LINE = ('{"verb": "Train", "p": [0.5, 0.5], "steps": 3, "on": "main", "at": 3, "reply": [1, 2], '
+        '"share": [0.5, 0.5], "windows": [12, 12], "lr": 0.1, "seconds": 1}')
+
+
+@pytest.mark.parametrize("old, new", [
+    ('"Train"', '"read_csv"'), ('"Train"', '"__init__"'), ('"Train"', "null"), (LINE, "[]"),
+    (LINE, "{"), ('"share": [0.5, 0.5]', '"share": "half"'), (LINE, "\x00"), ('"lr"', '"rl"'),
+])
+def test_a_history_that_is_none_is_refused_in_one_line(tmp_path, old, new):
+    path = tmp_path / "history.jsonl"
+    path.write_text(LINE + "\n")
+    [row] = train.read_history(path)
+    assert row.request.steps == 3
+    path.write_text(LINE.replace(old, new) + "\n")
+    with pytest.raises(ValueError, match="history.jsonl is not the history of a run"):
+        train.read_history(path)
+
+
+@pytest.mark.parametrize("content", [
+    "", "{", "[]", "null", "{}", '{"config": 1}', "\x00\xff", '{"avg_test_ppl": NaN}'])
+def test_a_damaged_result_is_never_written_over_and_names_its_file(tmp_path, capsys, content):
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "result.json"
+    path.write_text(content)
+    assert train.exit_code("me", lambda: run(tmp_path, steps=2)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(path) in said and path.read_text() == content
+
+
+def test_numbers_that_are_none_are_null_in_a_history_and_come_back(tmp_path):
+    reply = dict(A=np.array([[1., np.nan]]), norm=np.array([np.inf, 0.]))
+    row = aioli.Row(aioli.Peek(np.array([1., 0.]), 3, "main"), reply, np.array([1., 0.]),
+                    np.array([8, 0]), .1, .2)
+    line = train.row_line(row, 0)
+    assert "NaN" not in line and "Infinity" not in line
+    again = train.from_line(line)
+    np.testing.assert_array_equal(again.reply["A"], reply["A"])
+    assert np.isnan(again.reply["norm"][0])
+
+
+# --- Folders ---
+
+
+def test_the_folders_name_says_what_differs_from_the_defaults():
+    def name(*arguments, groups=("a", "b")):
+        return train.folder_name(*train.parse(["--method", "aioli", *arguments]), groups)
+
+    assert name() == "aioli-a+b-s0"
+    assert name("--threads", "2", "--resume", "--out", "x") == name()
+    assert name("--lr", ".004", "--eta", "2") == "aioli-a+b-s0-lr-0.004-eta-2.0"
+    assert name("--data", "/my/own texts/") == "aioli-a+b-s0-data-own_texts"
+    long = name(groups=[f"a-very-long-name-of-a-group-{i}" for i in range(24)])
+    other = name(groups=[f"a-very-long-name-of-a-group-{i}" for i in range(1, 25)])
+    assert len(long) < 140 and long != other and "/" not in name("--data", "../..")
+
+
+def test_a_finished_run_is_not_written_over_by_another(tmp_path):
+    first, _ = run(tmp_path, steps=3)
+    before = (tmp_path / "out" / "result.json").read_bytes()
+    for change, says in (({"steps": 4}, "--steps 3, not 4"), ({"lr": 1e-3}, "--lr 0.003, not")):
+        with pytest.raises(ValueError, match=f"has a finished run with {says}.*another --out"):
+            run(tmp_path, **{"steps": 3, **change})
+    with pytest.raises(ValueError, match="has a finished run with --method stratified"):
+        run(tmp_path, "natural", steps=3)
+    assert (tmp_path / "out" / "result.json").read_bytes() == before
+
+
+def test_the_same_run_again_keeps_the_one_before(tmp_path, monkeypatch):
+    run(tmp_path, steps=3)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    out = stop_at(monkeypatch, tmp_path, 2, steps=3)
+    assert not (out / "result.json").exists()
+    assert {path.name: path.read_bytes() for path in (out / "before").iterdir()} == before
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    (tmp_path / "out").mkdir()
+    with train.claimed(tmp_path / "out"):
+        with pytest.raises(ValueError, match="at work in .*out; wait for it"):
+            run(tmp_path, steps=2)
+    run(tmp_path, steps=2)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(train.Trainer, "answer", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(OSError, match="No space"):
+        run(tmp_path)
+
+
+def test_resume_without_a_checkpoint_begins_and_says_so(tmp_path, capsys):
+    result, _ = run(tmp_path, steps=3, resume=True)
+    assert result["steps"] == 3 and "beginning at step 0" in capsys.readouterr().out
+
+
+def test_text_that_has_moved_is_the_same_text(texts, tmp_path, capsys):         # noqa: F811
+    def arguments(folder):
+        return ["--method", "natural", "--preset", "tiny", "--encoding", "bpe300", "--steps", "4",
+                "--val-windows", "4", "--test-windows", "4", "--cache", str(tmp_path / "c"),
+                "--data", str(folder), "--out", str(tmp_path / "out")]
+
+    assert train.main(arguments(texts)) == 0
+    moved = texts.rename(tmp_path / "moved")
+    assert train.main(arguments(moved)) == 0
+    assert (tmp_path / "out" / "before" / "result.json").exists()      # it is the same run
+
+
+def test_the_model_is_kept_and_loads_without_anything_else(tmp_path):
+    result, _ = run(tmp_path, steps=5)
+    t = trainer()
+    t.run("main").model = model.load(tmp_path / "out" / "model.pt")
+    loss = t.validate(t.run("main"), t.fixed_windows(t.corpus.test, 32, seed=2))
+    assert loss.tolist() == list(result["test_loss"].values())
+
+
+# --- Finite or stop ---
+
+
+def poison(monkeypatch, on, at, what="head"):
+    """The weights of a run become NaN after so many of its steps."""
+    original = train.Trainer.apply
+
+    def apply(self, run):
+        original(self, run)
+        if run.name == on and run.step == at:
+            with torch.no_grad():
+                run.model.head.weight[:] = float("nan")
+
+    monkeypatch.setattr(train.Trainer, "apply", apply)
+
+
+def test_the_first_loss_that_is_not_finite_stops_a_run_and_says_where(tmp_path, monkeypatch):
+    poison(monkeypatch, "main", 7)
+    with pytest.raises(train.Diverged) as stopped:
+        run(tmp_path, steps=20)
+    assert str(stopped.value).startswith("run main, step 7: the training loss of cycle, words is "
+                                         "nan (the last good one: ")
+    assert "at step 6); a lower --lr may help" in str(stopped.value)
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_rate_far_too_high_stops_a_run(tmp_path):
+    with pytest.raises(train.Diverged, match="run main, step"):
+        run(tmp_path, steps=60, lr=1e30)
+
+
+@pytest.mark.parametrize("method", ["doremi", "doge"])
+def test_a_signal_that_is_not_finite_stops_a_run(tmp_path, monkeypatch, method):
+    poison(monkeypatch, "proxy", 3)
+    with pytest.raises(train.Diverged, match="run proxy, step 3: the signal "):
+        run(tmp_path, method, steps=20)
+
+
+@pytest.mark.parametrize("values, group, says", [
+    ([1., np.nan], None, "of words is nan"), ([np.inf, 1.], None, "of cycle is inf"),
+    ([1., 701.], None, "of words is 701"), ([1., 2., np.nan], [1, 0, 0], "of cycle is nan"),
+    (np.nan, None, "loss is nan"), ([[1., 2.], [3., -np.inf]], None, "of words is -inf"),
+])
+def test_what_is_not_finite_is_named_with_its_group(values, group, says):
+    t = trainer()
+    with pytest.raises(train.Diverged, match=says):
+        t.require_finite(t.run("main"), 3, "training loss", np.array(values), group)
+
+
+def test_on_a_gpu_steps_are_looked_at_later_but_none_is_missed(monkeypatch):
+    t = trainer()
+    t.device = torch.device("meta")                             # anything but the CPU
+    run, bad = t.run("main"), torch.tensor([1., float("nan")])
+    t.watch(run, "training loss", bad, [0, 1])
+    with pytest.raises(train.Diverged):
+        t.look()
+    t.look()
+    with pytest.raises(train.Diverged):
+        for _ in range(100):
+            t.watch(run, "training loss", bad, [0, 1])
+
+
+def test_a_scratch_run_that_diverges_leaves_no_losses_and_the_others_go_on(
+        tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, "bad", 2)
+
+    def mine(h, steps):
+        for name in ("good", "bad", "bad", "fine"):
+            yield aioli.Train(h.uniform, 3, on=name, total_steps=9)
+        yield aioli.Train(h.uniform, steps)
+
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    _, rows = run(tmp_path, "mine", steps=5)
+    assert [None in row["reply"] for row in rows] == [False, True, True, False, False]
+    assert "run bad, step 2: the training loss" in capsys.readouterr().out
+
+
+# --- Printing ends no run ---
+
+
+class Gone(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError
+
+    def fileno(self):
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+def test_a_reader_that_goes_away_ends_no_run(tmp_path):
+    with contextlib.redirect_stdout(Gone()):
+        assert train.exit_code("me", lambda: run(tmp_path, steps=3)) == 0
+    with contextlib.redirect_stdout(None):
+        assert train.exit_code("me", lambda: run(tmp_path, steps=3)) == 0
+    assert (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_terminal_that_knows_few_letters_gets_question_marks():
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with contextlib.redirect_stdout(narrow):
+        assert train.exit_code("me", lambda: print("größer")) == 0
+    narrow.flush()
+    assert narrow.buffer.getvalue() == b"gr??er\n"
+
+
+def test_a_picture_that_fails_is_a_line(tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(train, "picture", fails)
+    result, _ = run(tmp_path, steps=3)
+    assert result["steps"] == 3 and "no picture: no fonts" in capsys.readouterr().out
+
+
+def test_the_table_is_printed_before_anything_can_go_wrong_with_writing_it(
+        tmp_path, monkeypatch, capsys):
+    def full(self, result):
+        raise OSError("No space left")
+
+    monkeypatch.setattr(train.Keeper, "finish", full)
+    with pytest.raises(OSError):
+        run(tmp_path, steps=3)
+    assert "average test perplexity" in capsys.readouterr().out
+
+
+def test_groups_that_would_be_read_often_are_named_at_the_start(tmp_path, capsys):
+    run(tmp_path, steps=60)                                     # 3840 of 5999 tokens each
+    assert "note: at equal shares" not in capsys.readouterr().out
+    run(tmp_path, steps=60, max_epochs=.5, name="more")
+    said = capsys.readouterr().out
+    assert "reads cycle 0.6 times" in said and "--max-epochs 0.5" in said
