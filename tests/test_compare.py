@@ -596,6 +596,36 @@ def test_an_interrupted_run_is_resumed(compare_here, tmp_path, monkeypatch, caps
     assert "--resume" in compare_here.started[0]
 
 
+def test_a_damaged_result_or_checkpoint_of_a_run_is_made_again(
+        compare_here, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert compare_here("--method", "natural") == 0
+    made = rows_in(out)["natural"]
+    (out / "compare.csv").unlink()
+    (out / "code+law" / "natural-s0" / "result.json").write_text("{")
+    assert compare_here("--method", "natural") == 0 and len(compare_here.started) == 1
+    assert "its run is made again" in capsys.readouterr().out
+    assert rows_in(out)["natural"]["test_loss"] == made["test_loss"]
+
+    (out / "compare.csv").unlink()
+    (out / "code+law" / "natural-s0" / "result.json").unlink()
+    (out / "code+law" / "natural-s0" / "checkpoint.pt").write_bytes(b"half of")
+    assert compare_here("--method", "natural") == 0
+    assert ["--resume" in command for command in compare_here.started] == [True, False]
+    assert rows_in(out)["natural"]["test_loss"] == made["test_loss"]
+
+
+def test_ending_a_comparison_ends_its_children():
+    began = time.perf_counter()
+    with pytest.raises(train.Stop, match="the same command goes on"):
+        with compare.workers(1) as pool:
+            pool.submit(compare.separately, "a run", ["-c", "import time; time.sleep(60)"])
+            while not compare.CHILDREN:
+                time.sleep(.01)
+            raise KeyboardInterrupt
+    assert not compare.CHILDREN and time.perf_counter() - began < 50
+
+
 def test_a_run_is_a_process_of_its_own(texts, tmp_path, capsys):
     flags = [flag if flag != "tiny" else "laptop" for flag in small(texts, tmp_path)]
     assert compare.main([*flags, "--method", "stratified"]) == 0, capsys.readouterr().err

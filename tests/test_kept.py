@@ -338,6 +338,15 @@ def test_the_first_loss_that_is_not_finite_stops_a_run_and_says_where(tmp_path, 
     assert not (tmp_path / "out" / "result.json").exists()
 
 
+@pytest.mark.parametrize("method, run_name", [("stratified", "main"), ("doge", "proxy")])
+def test_a_gradient_norm_that_is_not_finite_stops_a_run(tmp_path, monkeypatch, method, run_name):
+    norms = iter([torch.tensor(1.5), torch.tensor(2.5), torch.tensor(float("inf"))])
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: next(norms))
+    says = rf"run {run_name}, step 2: the gradient norm is inf \(the last good one: 2.5 at step 1"
+    with pytest.raises(train.Diverged, match=says):
+        run(tmp_path, method, steps=20)
+
+
 def test_a_rate_far_too_high_stops_a_run(tmp_path):
     with pytest.raises(train.Diverged, match="run main, step"):
         run(tmp_path, steps=60, lr=1e30)

@@ -1,7 +1,9 @@
 """What is measured besides the comparison: gains by length of a run, and speed beside nanoGPT's."""
+import functools
+
 import pytest
 
-from paper import bench, lengths, rows
+from paper import bench, costs, lengths, rows
 from paper.rows import parse_method
 
 
@@ -49,6 +51,7 @@ class GPTConfig:
     n_head: int
     n_embd: int
     bias: bool
+    dropout: float
 
 class GPT(torch.nn.Linear):
     def __init__(self, config):
@@ -66,9 +69,30 @@ def test_the_bench_trains_both_sides_and_says_how_fast(tmp_path, monkeypatch, ca
     """Beside a stand-in that does next to nothing, and is faster."""
     (tmp_path / "model.py").write_text(NANOGPT)
     monkeypatch.setattr(bench, "SHAPES", {"laptop": bench.SHAPES["laptop"]})
-    assert bench.main(["--nanogpt", str(tmp_path), "--turns", "1", "--seconds", "0"]) == 0
-    words = capsys.readouterr().out.split()
+    monkeypatch.setattr(bench, "RATES", (.004,))
+    monkeypatch.setattr(bench, "POINTS", 2)
+    monkeypatch.setattr(bench.costs, "measure", lambda turns: None)
+    assert bench.main(["--nanogpt", str(tmp_path), "--turns", "1", "--seconds", "0", "--race",
+                       "4"]) == 0
+    said = capsys.readouterr().out
+    words = said.split()
     assert words[words.index("ours") + 2] == "tok/s" and float(words[words.index("ratio") + 1]) < 1
+    assert "nats after 4 steps" in said and "which ours does not reach" in said
+
+
+def test_what_mixing_costs_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(costs, "MEGABYTES", .2)
+    monkeypatch.setattr(costs, "batches_per_second", lambda m: 1e4)
+    monkeypatch.setattr(costs, "step_costs", functools.partial(costs.step_costs, steps=1))
+    costs.measure(1)
+    said = capsys.readouterr().out
+    assert said.count("plain steps") == 3 and "MB/s, peak memory" in said
+    assert "10000 with 7 groups" in said and "a round with 1,000 groups: step" in said
+
+
+def test_costs_are_multiples_of_a_plain_step_on_the_same_text():
+    assert costs.step_costs(2, turns=1, steps=1)["plain"] == 1
+    assert costs.batches_per_second(3, seconds=.01) > 0
 
 
 def test_the_bench_wants_a_checkout(tmp_path, capsys):
