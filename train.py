@@ -647,9 +647,13 @@ class Keeper:
     @property
     def wall(self):
         """Seconds of the run so far, with those of the rows that were taken over."""
+        seconds = sum(row.seconds for row in self.taken_over())
+        return time.perf_counter() - self.began + seconds
+
+    def taken_over(self):
+        """The rows of --past that this run asked for."""
         rows = {id(row) for row in self.history.rows}
-        taken_over = sum(row.seconds for row in self.known if id(row) in rows)
-        return time.perf_counter() - self.began + taken_over
+        return [row for row in self.known if id(row) in rows]
 
     def set_aside(self):
         """What the same run left here when it was finished goes to the folder `before`."""
@@ -673,7 +677,8 @@ class Keeper:
                                weights_only=True)
             other = difference(saved["flags"], self.flags, MAY_CHANGE)
             if other:
-                raise ValueError(f"it is of a run with {other}")
+                why = ", from which its rate and rounds follow" if "--steps" in other else ""
+                raise ValueError(f"it is of a run with {other}{why}")
             self.trainer.load(saved["trainer"])
             self.rows = saved["rows"]
             self.began -= saved["wall"]
@@ -901,6 +906,8 @@ def train_in(out, config, settings, corpus):
             drive(method, trainer, history, past, known, on_row)
         wall = keeper.wall
         check_steps(config, history)
+        if known and not keeper.taken_over():
+            print(f"note: --past changed nothing: {config.method} asked for none of its runs")
         result = summarise(config, settings, trainer, history, wall)
         report(result)
         keeper.finish(result)

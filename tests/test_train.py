@@ -477,6 +477,15 @@ def test_the_cost_of_runs_taken_over_is_counted(tmp_path):
     assert [line["seconds"] for line in lines[:3]] == [1000.] * 3
 
 
+def test_past_runs_that_nobody_asks_for_are_told(tmp_path, capsys):
+    run(tmp_path, "grid", settings={"points": 3}, name="grid", steps=10)
+    past = str(tmp_path / "grid" / "history.jsonl")
+    run(tmp_path, "natural", steps=10, past=past, name="natural")
+    assert "--past changed nothing: natural asked for none" in capsys.readouterr().out
+    run(tmp_path, "dml", settings={"points": 3}, steps=10, past=past, name="dml")
+    assert "--past changed nothing" not in capsys.readouterr().out
+
+
 def test_runs_that_others_go_on_with_are_not_taken_over(tmp_path):
     """DoReMi's proxy is scored with the reference model itself, not with its losses."""
     for method in ("doremi", "doge"):
