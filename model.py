@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+LOGITS = 2 ** 26    # that are held at once, in float32 a quarter of a gigabyte
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def rotate(x, cos, sin):
     """Turn the first `cos.shape[-1]` channels of x (..., T, D) by position; keep the rest."""
     n = cos.shape[-1]
     turned, kept = x.split((n, x.shape[-1] - n), dim=-1)
-    turned = torch.addcmul(turned * cos, turned.roll(n // 2, dims=-1), sin)
+    turned = torch.addcmul(turned * cos, turned.roll(n // 2, dims=-1), sin).to(x.dtype)
     return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
 
 
@@ -129,16 +132,36 @@ class Transformer(nn.Module):
                 std = 2 / (layers * math.sqrt(width)) if writes else math.sqrt(2 / (5 * width))
                 weight.normal_(0, std, generator=generator)
 
+    def hidden(self, x):
+        """Token ids (B, T) -> what the output matrix reads, (B, T, C)."""
+        T = x.shape[1]
+        h = self.embed(x)                                                     # (B, T, C)
+        for block in self.blocks:
+            h = block(h, self.cos[:T], self.sin[:T])
+        return self.norm(h)
+
     def forward(self, x, y, per_token=False):
         """x, y (B, T) token ids, y the next token of each x -> cross-entropy in nats per token.
 
         (B,), the mean over each sequence; with per_token=True (B, T), which DoReMi clips.
         """
-        T = x.shape[1]
-        h = self.embed(x)                                                     # (B, T, C)
-        for block in self.blocks:
-            h = block(h, self.cos[:T], self.sin[:T])
-        logits = self.head(self.norm(h))                                      # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none")
+        h, target = self.hidden(x).flatten(0, 1), y.flatten()                 # (B T, C), (B T,)
+        rows = max(1, LOGITS // self.shape.vocab)
+        if len(h) <= rows:
+            loss = self.cross_entropy(h, target)
+        else:                       # in parts, whose logits the backward pass makes again, in turn
+            parts = zip(h.split(rows), target.split(rows), strict=True)
+            loss = torch.cat([again_in_backward(self.cross_entropy, *part) for part in parts])
         loss = loss.view_as(y)
         return loss if per_token else loss.mean(1)
+
+    def cross_entropy(self, h, target):
+        """h (N, C), target (N,) -> loss (N,)."""
+        return F.cross_entropy(self.head(h).float(), target, reduction="none")
+
+
+def again_in_backward(function, *inputs, **settings):
+    """function(*inputs, **settings), of which only inputs and result are kept: what is between is
+    computed again when its gradient is. Nothing here is random, so no random state is saved, which
+    would make a GPU wait."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **settings)

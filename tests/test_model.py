@@ -116,3 +116,39 @@ def test_with_a_shift_the_mlp_reads_the_token_before_too():
         other[:, 5] = torch.randn(32)
         moved = (block(other, *tables) - block(x, *tables))[0].abs().sum(1)   # (T,)
         assert moved[5] > 1e-3 and (moved[6] > 1e-4) == late and moved[7:].max() < 1e-6
+
+
+# --- Large vocabularies ---
+
+
+def kept_by(net, x, y):
+    """Numbers of the largest tensor that the loss keeps for the backward pass, and the gradient."""
+    sizes = []
+
+    def keep(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = net(x, y, per_token=True)
+        (loss * torch.linspace(0, 1, 48).view_as(loss)).mean().backward()
+    return loss, max(sizes), torch.cat([weight.grad.flatten() for weight in net.parameters()])
+
+
+@pytest.mark.parametrize("rows", [1, 7, 47])                    # of 48
+def test_a_loss_in_parts_is_the_loss_and_holds_no_part_of_the_logits(monkeypatch, rows):
+    shape = dataclasses.replace(TINY, vocab=1000)
+    whole, parts = (model.Transformer(shape, torch.Generator().manual_seed(0)) for _ in range(2))
+    loss, most, gradient = kept_by(whole, *tokens())
+    monkeypatch.setattr(model, "LOGITS", rows * 1000 + 999)
+    loss_in_parts, most_in_parts, gradient_in_parts = kept_by(parts, *tokens())
+    torch.testing.assert_close(loss_in_parts, loss)
+    torch.testing.assert_close(gradient_in_parts, gradient, rtol=1e-5, atol=1e-5)
+    assert most == 48 * 1000 and most_in_parts == 48 * 4 * 32   # the logits; inside an MLP
+    with torch.no_grad():
+        torch.testing.assert_close(parts(*tokens()), whole(*tokens()))
+
+
+def test_the_logits_of_the_laptop_model_are_never_cut_and_those_of_the_paper_are():
+    laptop, paper = (model.PRESETS[name] for name in ("laptop", "pythia-160m"))
+    assert 512 * laptop.window * laptop.vocab <= model.LOGITS < 8 * paper.window * paper.vocab
