@@ -159,9 +159,31 @@ class Transformer(nn.Module):
         """h (N, C), target (N,) -> loss (N,)."""
         return F.cross_entropy(self.head(h).float(), target, reduction="none")
 
+    def flops_per_token(self):
+        """Of a training step: 6 N + 12 L T C (Chowdhery et al. 2022, PaLM, appendix B).
+
+        N leaves the embedding out, which multiplies nothing; attention counts as if not causal.
+        """
+        shape = self.shape
+        N = sum(weight.numel() for weight in self.parameters()) - self.embed.weight.numel()
+        return 6 * N + 12 * shape.layers * shape.window * shape.width
+
 
 def again_in_backward(function, *inputs, **settings):
     """function(*inputs, **settings), of which only inputs and result are kept: what is between is
     computed again when its gradient is. Nothing here is random, so no random state is saved, which
     would make a GPU wait."""
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **settings)
+
+
+# dense bfloat16 FLOP/s in NVIDIA's data sheets, by a part of the device's name; the first counts
+PEAK_FLOPS = {"H100 PCIe": 756e12, "NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12,
+              "RTX 4090": 165e12}
+
+
+def mfu(net, speed, device):
+    """Model FLOP utilisation: share of a device's peak that training at this speed, tokens per
+    second, takes; None where the peak is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peaks = [peak for part, peak in PEAK_FLOPS.items() if part in name]
+    return speed * net.flops_per_token() / peaks[0] if peaks else None

@@ -793,7 +793,8 @@ def summarise(config, settings, trainer, history, wall):
         params=sum(weight.numel() for weight in main.model.parameters()),
         extra_steps=sum(steps.values()) - steps["main"], probe_steps=sum(probes),
         wall_seconds=round(wall, 2), eval_seconds=round(trainer.eval_seconds, 2),
-        tokens_per_second=round(sum(steps.values()) * window / training_seconds),
+        tokens_per_second=round(speed),
+        mfu=model.mfu(main.model, speed / trainer.world, trainer.device),
         test_loss=named(groups, test), test_ppl=named(groups, np.exp(test)),
         avg_test_loss=float(test.mean()), avg_test_ppl=float(np.exp(test).mean()),
         val_loss=named(groups, rows[-1].reply), final_mixture=mixtures[-1][1],
@@ -836,7 +837,8 @@ def report(result):
               f"{result['test_ppl'][group]:>10.2f}")
     print(f"average test perplexity {result['avg_test_ppl']:.3f}   "
           f"average test loss {result['avg_test_loss']:.4f}   {result['wall_seconds']:.0f} s   "
-          f"{result['tokens_per_second'] / 1000:.1f}k tok/s   {result['extra_steps']} extra steps")
+          f"{result['tokens_per_second'] / 1000:.1f}k tok/s   {result['extra_steps']} extra steps"
+          + (f"   MFU {result['mfu']:.0%}" if result.get("mfu") else ""))
 
 
 def against_uniform(config, result, out):
@@ -890,6 +892,7 @@ def as_flags(values):
 # --- Pictures.
 
 # Okabe and Ito's, which all eyes can tell apart
+    speed = sum(steps.values()) * window / training_seconds         # tokens per second
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 

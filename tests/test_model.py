@@ -152,3 +152,24 @@ def test_a_loss_in_parts_is_the_loss_and_holds_no_part_of_the_logits(monkeypatch
 def test_the_logits_of_the_laptop_model_are_never_cut_and_those_of_the_paper_are():
     laptop, paper = (model.PRESETS[name] for name in ("laptop", "pythia-160m"))
     assert 512 * laptop.window * laptop.vocab <= model.LOGITS < 8 * paper.window * paper.vocab
+
+
+# --- Speed ---
+
+
+def test_the_work_of_a_token_is_six_per_weight_and_attention():
+    with torch.device("meta"):
+        net = model.Transformer(model.PRESETS["pythia-160m"])
+    multiplied = 162_322_944 - 50304 * 768
+    assert net.flops_per_token() == 6 * multiplied + 12 * 12 * 2048 * 768
+
+
+@pytest.mark.parametrize("name, peak", [
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12),
+    ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA GeForce RTX 4090", 165e12), ("Tesla T4", None)])
+def test_the_share_of_a_known_devices_peak_is_told(monkeypatch, name, peak):
+    net = model.Transformer(TINY)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    share = model.mfu(net, 1e6, torch.device("cuda"))
+    assert share == (peak and 1e6 * net.flops_per_token() / peak)
+    assert model.mfu(net, 1e6, torch.device("cpu")) is None

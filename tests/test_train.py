@@ -31,7 +31,7 @@ import train
 KEYS = {"method", "groups", "text", "seed", "preset", "steps", "tokens", "params", "extra_steps",
         "probe_steps", "wall_seconds", "eval_seconds", "tokens_per_second", "test_loss", "test_ppl",
         "avg_test_loss", "avg_test_ppl", "val_loss", "final_mixture", "realised_mixture", "epochs",
-        "mixtures", "curve", "settings", "config", "versions"}
+        "mixtures", "curve", "settings", "config", "versions", "mfu"}
 HALF = np.array([.5, .5])
 
 
