@@ -187,3 +187,39 @@ def mfu(net, speed, device):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peaks = [peak for part, peak in PEAK_FLOPS.items() if part in name]
     return speed * net.flops_per_token() / peaks[0] if peaks else None
+
+
+# Pythia's names of our weights, in the form of Hugging Face's GPT-NeoX
+PYTHIA = {"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "head": "embed_out",
+          "blocks": "gpt_neox.layers", "norm_attn": "input_layernorm",
+          "norm_mlp": "post_attention_layernorm", "qkv": "attention.query_key_value",
+          "attn_out": "attention.dense", "mlp_in": "mlp.dense_h_to_4h",
+          "mlp_out": "mlp.dense_4h_to_h"}
+
+
+@torch.no_grad()
+def load_pythia(net, path):
+    """Copy the weights of a Pythia, a file model.safetensors, into a Transformer of its shape.
+
+    Raises ValueError if safetensors is not installed, or the file has not these weights.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError("--init reads safetensors; pip install safetensors") from None
+    try:
+        theirs = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"--init {path} is no safetensors file ({error})") from None
+
+    for name, weight in net.named_parameters():
+        source = ".".join(PYTHIA.get(part, part) for part in name.split("."))
+        found = theirs.get(source, torch.empty(0))
+        if found.shape != weight.shape:
+            raise ValueError(f"--init {path}: {source} is {tuple(found.shape)}, and this model "
+                             f"wants {tuple(weight.shape)}; take its --preset and --encoding")
+        if ".qkv." in name:                         # theirs: a head's q, k, v; ours: q of all heads
+            by_head = found.unflatten(0, (net.shape.heads, 3, -1))
+            found = by_head.transpose(0, 1).flatten(0, 2)
+        weight.copy_(found)

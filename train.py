@@ -74,6 +74,7 @@ class Config:
     steps: int = 4000           # optimiser steps of the main run, probes included
     batch: int = 8              # windows per step; small steps win at equal tokens on a laptop
     lr: float = 8e-3            # peak learning rate; the best of .004 to .012 on the laptop model
+    init: str = ""              # weights to begin with: model.safetensors of a Pythia of that shape
     warmup: float = 0.1         # share of the steps with rising rate
     schedule: str = "cosine"    # of the rate: cosine; or constant, which falls in the last fifth
     final_lr: float = 0.1       # rate at the end, as a share of the peak
@@ -142,7 +143,10 @@ class Run:
     def __init__(self, config, trainer, total_steps):
         corpus, shape = trainer.corpus, trainer.shape
         generator = torch.Generator().manual_seed(config.seed)      # equal seeds, equal weights
-        self.model = model.Transformer(shape, generator).to(trainer.device)
+        self.model = model.Transformer(shape, generator)
+        if config.init:
+            model.load_pythia(self.model, config.init)
+        self.model.to(trainer.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.sampler = data.Sampler(corpus.train, corpus.groups, shape.window, config.batch,
                                     config.seed)

@@ -1,6 +1,8 @@
 """The transformer: what it computes, and that its large preset is the paper's model."""
 import copy
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,3 +175,82 @@ def test_the_share_of_a_known_devices_peak_is_told(monkeypatch, name, peak):
     share = model.mfu(net, 1e6, torch.device("cuda"))
     assert share == (peak and 1e6 * net.flops_per_token() / peak)
     assert model.mfu(net, 1e6, torch.device("cpu")) is None
+
+
+# --- Pythia's weights ---
+
+
+def pythia(net):
+    """Random weights for a Transformer of this shape, in the form of a Pythia."""
+    generator = torch.Generator().manual_seed(3)
+    weights = {}
+    for name, weight in net.named_parameters():
+        source = ".".join(model.PYTHIA.get(part, part) for part in name.split("."))
+        weights[source] = torch.randn(weight.shape, generator=generator) / 5
+    return weights
+
+
+@pytest.fixture
+def safetensors(monkeypatch):
+    """A stand-in, so that the tests do not need it; `found` is what any file has in it."""
+    def load_file(path):
+        if not stub.found:
+            raise OSError("no such file")
+        return stub.found
+
+    stub = SimpleNamespace(SafetensorError=KeyError, found={}, load_file=load_file)
+    monkeypatch.setitem(sys.modules, "safetensors", stub)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", stub)
+    return stub
+
+
+def test_each_head_gets_its_query_key_and_value_of_a_pythia(safetensors):
+    """A Pythia has them head by head, (heads, 3, D), and here come all queries first."""
+    net = model.Transformer(TINY)
+    theirs = safetensors.found = pythia(net)
+    model.load_pythia(net, "model.safetensors")
+    for part in ("weight", "bias"):
+        by_head = theirs[f"gpt_neox.layers.1.attention.query_key_value.{part}"].split(16)
+        ours = getattr(net.blocks[1].qkv, part).split(16)       # q, q, k, k, v, v
+        assert all(map(torch.equal, ours, [by_head[i] for i in (0, 3, 1, 4, 2, 5)]))
+    assert torch.equal(net.blocks[0].mlp_in.weight, theirs["gpt_neox.layers.0.mlp.dense_h_to_4h."
+                                                           "weight"])
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda weights: weights.clear(), "x is no safetensors file .no such file"),
+    (lambda weights: weights.pop("embed_out.weight"), "x: embed_out.weight is .0,., and this"),
+    (lambda weights: weights.update({"gpt_neox.embed_in.weight": torch.zeros(99, 32)}),
+     "embed_in.weight is .99, 32., and this model wants .50, 32.; take its --preset"),
+])
+def test_a_file_that_has_not_the_weights_is_refused_in_one_line(safetensors, change, says):
+    net = model.Transformer(TINY)
+    safetensors.found = pythia(net)
+    change(safetensors.found)
+    with pytest.raises(ValueError, match=f"^--init .*{says}"):
+        model.load_pythia(net, "x")
+
+
+def test_without_safetensors_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ValueError, match="pip install safetensors"):
+        model.load_pythia(model.Transformer(TINY), "x")
+
+
+def test_with_the_weights_of_a_pythia_the_logits_are_those_of_hugging_face(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("safetensors")
+    shape = dataclasses.replace(TINY, shift=0., rotary=.25)
+    config = transformers.GPTNeoXConfig(
+        vocab_size=shape.vocab, hidden_size=shape.width, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, intermediate_size=4 * shape.width, rotary_pct=.25,
+        max_position_embeddings=shape.window)
+    theirs, ours = transformers.GPTNeoXForCausalLM(config).eval(), model.Transformer(shape)
+    generator = torch.Generator().manual_seed(3)
+    for weight in theirs.parameters():                          # biases and gains, too
+        torch.nn.init.normal_(weight, 0, .3, generator=generator)
+    theirs.save_pretrained(tmp_path)
+    model.load_pythia(ours, tmp_path / "model.safetensors")
+    x, _ = tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(ours.head(ours.hidden(x)), theirs(x).logits, rtol=0, atol=1e-4)
