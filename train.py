@@ -86,7 +86,8 @@ class Config:
     test_windows: int = 384     # fixed test windows per group, used once, after training
     eval_every: int = 100       # steps between points of the loss curve; changes no training
     # machine
-    device: str = "auto"        # auto, cpu, cuda
+    device: str = "auto"        # auto, cpu, cuda, mps (Apple's)
+    micro_batch: int = 0        # windows in memory at once, to save it; 0: the whole batch
     threads: int = 1            # CPU threads; 0: torch's choice
     compile: bool = False       # torch.compile the model
 
@@ -120,9 +121,14 @@ class Stop(Exception):
 def device(name):
     """torch.device, after trying it out. Raises ValueError if this torch cannot use it."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+        name = next((kind for kind, usable in there.items() if usable), "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"            # torchrun: a GPU per process
     try:
-        return torch.zeros(1, device=name).device
+        number = torch.zeros(1, device=name)
+        number.item()                                               # which "meta" does not hold
+        return number.device
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name}: this torch cannot use it; try auto or cpu") from None
 
@@ -185,7 +191,8 @@ class Trainer:
         self.config, self.corpus, self.m = config, corpus, len(corpus.groups)
         self.device = device(config.device)
         on_gpu = self.device.type == "cuda"
-        self.cast = torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext()
+        has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.cast = torch.autocast("cuda", torch.bfloat16) if has_bf16 else nullcontext()
         preset = model.PRESETS[config.preset]
         self.shape = dataclasses.replace(preset, vocab=max(preset.vocab, corpus.vocab))
 
