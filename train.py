@@ -3,6 +3,7 @@
     python train.py --method aioli                      # embedded text, laptop model, CPU or GPU
     python train.py --method stratified --groups python+csv --seed 1
     python train.py --method doge --help                # every flag, that method's own included
+    torchrun --nproc_per_node=4 train.py --batch 32     # one process a GPU, results as of one
 
 A method yields requests (aioli.py); the only training loop answers them here. How to read it:
 `Config`, then `Run` and `Trainer` (one step, `apply`; one `validate`; an answer per kind of
@@ -26,12 +27,14 @@ import sys
 import time
 import traceback
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 import aioli
 import data
@@ -71,10 +74,10 @@ class Config:
     restart: str = "uniform"    # with --prior: where the method starts, uniform (paper) or prior
     # model and optimiser
     preset: str = "laptop"      # a name in model.PRESETS
+    init: str = ""              # weights to begin with: model.safetensors of a Pythia of that shape
     steps: int = 4000           # optimiser steps of the main run, probes included
     batch: int = 8              # windows per step; small steps win at equal tokens on a laptop
     lr: float = 8e-3            # peak learning rate; the best of .004 to .012 on the laptop model
-    init: str = ""              # weights to begin with: model.safetensors of a Pythia of that shape
     warmup: float = 0.1         # share of the steps with rising rate
     schedule: str = "cosine"    # of the rate: cosine; or constant, which falls in the last fifth
     final_lr: float = 0.1       # rate at the end, as a share of the peak
@@ -98,7 +101,8 @@ class Config:
         for name in ("steps", "batch", "val_windows", "test_windows", "eval_every"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("seed", 0 <= self.seed < 2 ** 63, "at least 0 and below 2^63")
-        self.require("threads", self.threads >= 0, "at least 0")
+        for name in ("threads", "micro_batch"):
+            self.require(name, getattr(self, name) >= 0, "at least 0")
         self.require("first", 0 <= self.first <= 1, "a share of the run, 0 to 1")
         self.require("restart", self.restart in ("uniform", "prior"), "uniform or prior")
 
@@ -165,6 +169,19 @@ class Run:
         self.optimizer = torch.optim.AdamW(parts, lr=config.lr, betas=betas, fused=True)
         self.step, self.total_steps = 0, total_steps
 
+    def gradient(self, out=None):
+        """The gradient in place, flat, (parameters,); 0 where there is none."""
+        parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad
+                 for weight in self.model.parameters()]
+        return torch.cat([part.flatten() for part in parts], out=out)
+
+    def set_gradient(self, flat):
+        """Put a gradient, flat, (parameters,), in place."""
+        weights = list(self.model.parameters())
+        parts = flat.split([weight.numel() for weight in weights])
+        for weight, part in zip(weights, parts, strict=True):
+            weight.grad = part.view_as(weight)
+
     def state(self):
         """All that the run's future depends on, for torch.save."""
         optimizer = self.optimizer.state_dict() if self.optimizer else None
@@ -184,7 +201,12 @@ class Run:
 
 
 class Trainer:
-    """Answers a method's requests. Owns the runs and the fixed validation and test windows."""
+    """Answers a method's requests. Owns the runs and the fixed validation and test windows.
+
+    Under torchrun each process has one, and all answer alike: each draws the whole batch, reads
+    every world-th window of it, and what they measure is summed. torch's DistributedDataParallel
+    sums in every backward pass; here a step may have several, of a group or a micro-batch each.
+    """
 
     def __init__(self, config, corpus):
         torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -195,6 +217,13 @@ class Trainer:
         self.cast = torch.autocast("cuda", torch.bfloat16) if has_bf16 else nullcontext()
         preset = model.PRESETS[config.preset]
         self.shape = dataclasses.replace(preset, vocab=max(preset.vocab, corpus.vocab))
+
+        self.micro_batch = config.micro_batch or config.batch
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.mine = slice(rank(), None, self.world)                 # windows of this process
+        if config.batch % self.world:
+            raise ValueError(f"--batch {config.batch} cannot be shared by {self.world} processes; "
+                             "take a multiple of them")
 
         self.val = self.fixed_windows(corpus.val, config.val_windows, seed=1)
         self.test = self.fixed_windows(corpus.test, config.test_windows, seed=2)
@@ -225,7 +254,30 @@ class Trainer:
         if name not in self.runs:
             length = self.config.steps if name == "main" else total_steps
             self.runs[name] = Run(self.config, self, length)
-        return self.runs[name]
+        run = self.runs[name]
+        if run.optimizer is None:
+            run.model.to(self.device)                               # it was put aside
+        return run
+
+    def put_aside(self, run):
+        """Free what a scratch run takes on the device, at its end; it may still be validated."""
+        if run.step == run.total_steps and run is not self.runs.get("main"):
+            run.optimizer, run.forward, self.gradients = None, run.model, None
+            run.model.to("cpu")
+
+    def reduce(self, tensor):
+        """Sum a tensor over all processes, in place -> the tensor."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def summed(self, numbers):
+        """The sum over all processes of numbers that are on the CPU, an array."""
+        return self.reduce(torch.from_numpy(np.array(numbers, float))).numpy()
+
+    def is_stopped(self):
+        """Whether any process was asked to stop: all do, at the same step."""
+        return bool(self.summed(self.stopping) > 0)
 
     def lr(self, run):
         """Of the step to come: linear warm-up, then by --schedule to final_lr * lr at the end."""
@@ -239,7 +291,43 @@ class Trainer:
     def batch(self, run):
         """The next batch of the run's plan: x, y (B, T) tokens, group (B,)."""
         x, y, group = run.sampler.batch()
-        return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device), group
+        return self.to_device(x), self.to_device(y), group
+
+    def to_device(self, array):
+        """A tensor. A GPU works behind Python, which draws and, from pinned memory, sends the next
+        batch while it computes: batches are prefetched without a thread."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def backward(self, run, x, y):
+        """Put the gradient of the mean loss of these windows in place, a micro-batch at a time
+        -> that loss; both the share of this process. Nothing here waits for a GPU."""
+        whole, x, y = len(x), x[self.mine], y[self.mine]
+        loss = torch.zeros((), device=self.device)
+        for at in range(0, len(x), self.micro_batch):
+            part = slice(at, at + self.micro_batch)
+            with self.cast:
+                mean = run.forward(x[part], y[part]).mean()
+            share = mean * (len(x[part]) / whole)
+            share.backward()
+            loss += share.detach()
+        return loss
+
+    def reduce_gradient(self, run):
+        """Sum the gradient in place over all processes."""
+        if self.world > 1:
+            run.set_gradient(self.reduce(run.gradient()))
+
+    def per_token(self, forward, x, y):
+        """Loss of each token of some windows, (B, T). Of several micro-batches only this is kept,
+        and the backward pass reads each again."""
+        parts = list(zip(x.split(self.micro_batch), y.split(self.micro_batch), strict=True))
+        if len(parts) > 1:
+            forward = functools.partial(model.again_in_backward, forward)
+        with self.cast:
+            return torch.cat([forward(*part, per_token=True) for part in parts])
 
     def apply(self, run):
         """One optimiser step on the gradients in place."""
@@ -256,12 +344,14 @@ class Trainer:
         """Mean loss of each group on fixed windows, (m,) nats per token. Changes nothing."""
         began = time.perf_counter()
         x, y, group = windows or self.val
+        count = np.bincount(group)
+        x, y, group = x[self.mine], y[self.mine], group[self.mine]
         tokens = 1024 if self.device.type == "cpu" else 8192        # fits a cache; a small GPU
         rows = max(1, tokens // self.shape.window)
         with self.cast:
             parts = zip(x.split(rows), y.split(rows), strict=True)
             loss = torch.cat([run.model(*part) for part in parts])
-        mean = np.bincount(group, loss.cpu().numpy()) / np.bincount(group)
+        mean = self.summed(np.bincount(group, loss.cpu().numpy(), self.m)) / count
         self.eval_seconds += time.perf_counter() - began
         return mean
 
@@ -278,12 +368,11 @@ class Trainer:
             self.done = 0
 
         while self.done < request.steps:
-            if self.stopping:
+            if self.is_stopped():
                 raise Stop
             x, y, _ = self.batch(run)
-            with self.cast:
-                loss = run.forward(x, y).mean()
-            loss.backward()
+            loss = self.reduce(self.backward(run, x, y))
+            self.reduce_gradient(run)
             self.apply(run)
             self.done += 1
             is_due = run.step % self.config.eval_every == 0 and self.done < request.steps
@@ -291,14 +380,13 @@ class Trainer:
                 self.curve.append([run.step, self.validate(run).tolist()])
             self.on_step(request, run, loss)
 
-        if run.step == run.total_steps and request.on != "main":
-            run.optimizer = None                                    # from now on only validated
-        lr, self.done = self.lr(run), None
-        return dict(loss=self.validate(run), windows=run.sampler.counts, lr=lr)
+        self.done, loss = None, self.validate(run)
+        self.put_aside(run)
+        return dict(loss=loss, windows=run.sampler.counts, lr=self.lr(run))
 
     def peek(self, request):
         """Answer a Peek request: draw a batch and measure; the Update that follows steps on it."""
-        if self.stopping:
+        if self.is_stopped():
             raise Stop
         run = self.run(request.on, request.total_steps)
         counts = run.sampler.plan(request.p, 1)
@@ -313,16 +401,17 @@ class Trainer:
 
     def excess(self, run, against, batch, counts):
         """Signals of a Peek against another run, and each group's loss with its graph."""
-        x, y, group = batch
-        with self.cast:
-            loss = run.forward(x, y, per_token=True)                # (B, T)
-            with torch.no_grad():
-                gap = loss - self.run(against).model(x, y, per_token=True)
-                excess = gap.clamp(min=0).mean(1)                   # (B,)
+        x, y, group = (part[self.mine] for part in batch)
+        loss = self.per_token(run.forward, x, y)                    # (B, T)
+        with torch.no_grad():
+            gap = loss - self.per_token(self.run(against).model, x, y)
+            excess = gap.clamp(min=0).mean(1)                       # (B,)
 
-        total = np.bincount(group, excess.cpu().numpy(), self.m)
+        total = self.summed(np.bincount(group, excess.cpu().numpy(), self.m))
         signals = dict(excess=total / np.where(counts, counts, np.nan))
-        losses = [loss[group == j].mean() if counts[j] else None for j in range(self.m)]
+        rows = [np.flatnonzero(group == j) for j in range(self.m)]
+        losses = [loss[rows[j]].mean() * (len(rows[j]) / counts[j]) if len(rows[j]) else None
+                  for j in range(self.m)]
         return signals, losses
 
     def alignment(self, run, batch):
@@ -346,17 +435,19 @@ class Trainer:
         for i, rows in enumerate(aims):
             self.gradient(run, val_x[rows], val_y[rows], of_targets[i])
 
+        self.reduce(self.gradients)
         A, norm = of_targets @ of_batch.T, of_batch.norm(dim=1)     # (m, m), (m,)
         signals = dict(A=A.cpu().double().numpy(), norm=norm.cpu().double().numpy(),
                        target_norm=float(of_targets.mean(0).norm()))
         return signals, parts
 
     def gradient(self, run, x, y, out):
-        """Gradient of the mean loss of these windows, flat, into out, (parameters,) -> out."""
-        with self.cast:
-            loss = run.forward(x, y).mean()
-        parts = torch.autograd.grad(loss, list(run.model.parameters()))
-        return torch.cat([part.flatten() for part in parts], out=out)
+        """Gradient of the mean loss of these windows, flat, into out, (parameters,) -> out; the
+        share of this process."""
+        self.backward(run, x, y)
+        run.gradient(out)
+        run.model.zero_grad(set_to_none=True)
+        return out
 
     def update(self, request):
         """Answer an Update: a step on sum_j w_j (loss of group j), from what the Peek left."""
@@ -366,13 +457,12 @@ class Trainer:
 
         if total.dim() == 0:                                        # a loss
             total.backward()
-        else:                                                       # a gradient already
-            weights = list(run.model.parameters())
-            grads = total.split([weight.numel() for weight in weights])
-            for weight, grad in zip(weights, grads, strict=True):
-                weight.grad = grad.view_as(weight)
+            self.reduce_gradient(run)
+        else:                                                       # a gradient, of all processes
+            run.set_gradient(total)
         self.apply(run)
         self.on_step(request, run, None)
+        self.put_aside(run)
         return {}
 
     def state(self):
@@ -485,7 +575,9 @@ def plain(value):
 
 
 def write(path, content):
-    """Text, or a state for torch to load; the file is whole or not there."""
+    """Text, or a state for torch to load; the file is whole or not there. The first process's."""
+    if rank():
+        return
     part = path.with_name(path.name + ".part")
     if isinstance(content, str):
         part.write_text(content, "utf-8")
@@ -497,7 +589,7 @@ def write(path, content):
 # --- Whether two runs are alike.
 
 # flags that may change from one part of an interrupted run to the next
-MAY_CHANGE = ("out", "cache", "past", "resume", "threads", "device", "compile")
+MAY_CHANGE = ("out", "cache", "past", "resume", "threads", "device", "compile", "micro_batch")
 # flags that the scratch runs of --past do not depend on
 NOT_OF_SCRATCH_RUNS = ("method", "runs", "prior", "out", "cache", "past", "resume")
 # flags that make a mixture, and none for uniform sampling
@@ -606,7 +698,8 @@ def runs_for(config, groups):
 
 def train(config, settings, corpus=None):
     """One run from text to result.json -> the result. ValueError for bad input, Stop on Ctrl-C."""
-    corpus = corpus or data.load(config.groups, config.data or None, config.encoding, config.cache)
+    corpus = corpus or first_alone(lambda: data.load(config.groups, config.data or None,
+                                                     config.encoding, config.cache))
     out = output_folder(config, corpus.groups)
     checkpoint = out / "checkpoint.pt"
 
@@ -639,6 +732,8 @@ def train(config, settings, corpus=None):
         wall = wall_seconds(began, known, history)
         check_steps(config, history)
         result = summarise(config, settings, trainer, history, wall)
+        if rank():
+            return result
         write(out / "history.jsonl", history_lines(history))
         write(out / "result.json", json.dumps(result, indent=1))
         checkpoint.unlink(missing_ok=True)
@@ -795,6 +890,7 @@ def summarise(config, settings, trainer, history, wall):
     steps = steps_taken(history)
     window = config.batch * trainer.shape.window                    # tokens of a step
     training_seconds = max(wall - trainer.eval_seconds, 1e-9)
+    speed = sum(steps.values()) * window / training_seconds         # tokens per second
     windows = history.windows()[-1]
     mixtures = mixtures_of(history, groups)
 
@@ -903,7 +999,6 @@ def as_flags(values):
 # --- Pictures.
 
 # Okabe and Ito's, which all eyes can tell apart
-    speed = sum(steps.values()) * window / training_seconds         # tokens per second
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
@@ -949,6 +1044,50 @@ def picture(result, history, path):
     top.legend(ncols=4, fontsize="small", frameon=False)
     bottom.set(xlabel="step", ylabel="validation loss (nats per token)")
     save_figure(figure, path)
+
+
+# --- Several processes, where torchrun has started them.
+
+
+@contextmanager
+def processes():
+    """Join the other processes of torchrun, if there are any. The first alone speaks and writes."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    dist.init_process_group(timeout=timedelta(days=1))  # the first may prepare text for long
+    try:
+        with open(os.devnull, "w") as nowhere:
+            with redirect_stdout(nowhere) if rank() else nullcontext():
+                yield
+        wait()
+    except Stop:
+        wait()                      # the first still writes, and torchrun ends all with one of them
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def rank():
+    """This process's number; 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait():
+    """Until all processes are here."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))
+
+
+def first_alone(work):
+    """What work() returns, done by the first process before the others: they find its files."""
+    if rank():
+        wait()
+    try:
+        return work()
+    finally:                        # bad input is told by all alike
+        if not rank():
+            wait()
 
 
 # --- The command line: flags are made from Config and from the method's keyword arguments.
@@ -1099,7 +1238,7 @@ def exit_code(name, command):
         print(f"{name}: the memory is full; lower --steps or --batch", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError:
-        print(f"{name}: the GPU's memory is full; lower --batch, or take a smaller --preset",
+        print(f"{name}: the GPU's memory is full; set --micro-batch, or lower --batch",
               file=sys.stderr)
         return 1
     except (Stop, KeyboardInterrupt) as error:
@@ -1111,7 +1250,8 @@ def exit_code(name, command):
 def main(argv=None):
     """The command line, or argv -> exit code."""
     def command():
-        train(*parse(sys.argv[1:] if argv is None else argv))
+        with processes():
+            train(*parse(sys.argv[1:] if argv is None else argv))
 
     return exit_code("train.py", command)
 
