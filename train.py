@@ -196,6 +196,7 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
         else:
             self.optimizer = None
+            self.model.to("cpu")                    # as put_aside left it
         self.sampler.load_state_dict(state["sampler"])
         self.step = state["step"]
 
@@ -213,6 +214,8 @@ class Trainer:
         self.config, self.corpus, self.m = config, corpus, len(corpus.groups)
         self.device = device(config.device)
         on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(self.device)                      # or all pin memory on the first
         has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         self.cast = torch.autocast("cuda", torch.bfloat16) if has_bf16 else nullcontext()
         preset = model.PRESETS[config.preset]

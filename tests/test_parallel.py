@@ -1,6 +1,6 @@
 """Several processes, micro-batches and what a GPU gets: the same mixtures and losses as without.
 
-    python -m torch.distributed.run --nproc_per_node=2 tests/test_parallel.py FOLDER TEXTS
+    torchrun --standalone --nproc_per_node=2 tests/test_parallel.py FOLDER TEXT
 
 is the worker of these tests: it makes their runs, as one of two processes.
 """
@@ -26,7 +26,7 @@ import aioli                                                            # noqa: 
 import model                                                            # noqa: E402
 import train                                                            # noqa: E402
 from paper import compare                                               # noqa: E402
-from tiny import TINY, corpus, run, texts, tiny_preset, trainer         # noqa: E402, F401
+from tiny import TINY, corpus, run, tiny_preset, trainer                # noqa: E402, F401
 
 METHODS = ("stratified", "aioli", "doremi", "doge", "horizon")
 SHORT = dict(preset="tiny", steps=26, batch=6, lr=3e-3, val_windows=5, test_windows=8, eval_every=7)
@@ -91,8 +91,8 @@ def two_processes(tmp_path_factory):
         paragraphs = [" ".join(f"{name}{i}" for i in rng.integers(0, 40, 60)) for _ in range(200)]
         (text / f"{name}.txt").write_text("\n\n".join(paragraphs))
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", __file__]
-    ended = subprocess.run([*command, str(folder), str(text)], text=True, capture_output=True,
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    ended = subprocess.run([*launch, __file__, folder, text], text=True, capture_output=True,
                            env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder, text, ended.stdout
@@ -255,6 +255,7 @@ def test_a_compiled_model_is_one_graph_and_learns_the_same(monkeypatch):
         return compiled(net, backend="aot_eager", fullgraph=True)
 
     monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(model, "LOGITS", 50 * 48)               # of 8 x 16 x 48: in parts
     plain, fast = (trainer(steps=5, compile=on) for on in (False, True))
     losses = [t.answer(aioli.Train(HALF, 5))["loss"] for t in (plain, fast)]
     assert fast.run("main").forward is not fast.run("main").model
