@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+LOGITS = 2 ** 26    # that are held at once, in float32 a quarter of a gigabyte
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def rotate(x, cos, sin):
     """Turn the first `cos.shape[-1]` channels of x (..., T, D) by position; keep the rest."""
     n = cos.shape[-1]
     turned, kept = x.split((n, x.shape[-1] - n), dim=-1)
-    turned = torch.addcmul(turned * cos, turned.roll(n // 2, dims=-1), sin)
+    turned = torch.addcmul(turned * cos, turned.roll(n // 2, dims=-1), sin).to(x.dtype)
     return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
 
 
@@ -129,19 +132,97 @@ class Transformer(nn.Module):
                 std = 2 / (layers * math.sqrt(width)) if writes else math.sqrt(2 / (5 * width))
                 weight.normal_(0, std, generator=generator)
 
+    def hidden(self, x):
+        """Token ids (B, T) -> what the output matrix reads, (B, T, C)."""
+        T = x.shape[1]
+        h = self.embed(x)                                                     # (B, T, C)
+        for block in self.blocks:
+            h = block(h, self.cos[:T], self.sin[:T])
+        return self.norm(h)
+
     def forward(self, x, y, per_token=False):
         """x, y (B, T) token ids, y the next token of each x -> cross-entropy in nats per token.
 
         (B,), the mean over each sequence; with per_token=True (B, T), which DoReMi clips.
         """
-        T = x.shape[1]
-        h = self.embed(x)                                                     # (B, T, C)
-        for block in self.blocks:
-            h = block(h, self.cos[:T], self.sin[:T])
-        logits = self.head(self.norm(h))                                      # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none")
+        h, target = self.hidden(x).flatten(0, 1), y.flatten()                 # (B T, C), (B T,)
+        rows = max(1, LOGITS // self.shape.vocab)
+        if len(h) <= rows:
+            loss = self.cross_entropy(h, target)
+        else:                       # in parts, whose logits the backward pass makes again, in turn
+            parts = zip(h.split(rows), target.split(rows), strict=True)
+            loss = torch.cat([again_in_backward(self.cross_entropy, *part) for part in parts])
         loss = loss.view_as(y)
         return loss if per_token else loss.mean(1)
+
+    def cross_entropy(self, h, target):
+        """h (N, C), target (N,) -> loss (N,)."""
+        return F.cross_entropy(self.head(h).float(), target, reduction="none")
+
+    def flops_per_token(self):
+        """Of a training step: 6 N + 12 L T C (Chowdhery et al. 2022, PaLM, appendix B).
+
+        N leaves the embedding out, which multiplies nothing; attention counts as if not causal.
+        """
+        shape = self.shape
+        N = sum(weight.numel() for weight in self.parameters()) - self.embed.weight.numel()
+        return 6 * N + 12 * shape.layers * shape.window * shape.width
+
+
+def again_in_backward(function, *inputs, **settings):
+    """function(*inputs, **settings), of which only inputs and result are kept: what is between is
+    computed again when its gradient is. Nothing here is random, so no random state is saved, which
+    would make a GPU wait."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **settings)
+
+
+# dense bfloat16 FLOP/s in NVIDIA's data sheets, by a part of the device's name; the first counts
+PEAK_FLOPS = {"H100 PCIe": 756e12, "NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12,
+              "RTX 4090": 165e12}
+
+
+def mfu(net, speed, device):
+    """Model FLOP utilisation: share of a device's peak that training at this speed, tokens per
+    second, takes; None where the peak is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peaks = [peak for part, peak in PEAK_FLOPS.items() if part in name]
+    return speed * net.flops_per_token() / peaks[0] if peaks else None
+
+
+# Pythia's names of our weights, in the form of Hugging Face's GPT-NeoX
+PYTHIA = {"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "head": "embed_out",
+          "blocks": "gpt_neox.layers", "norm_attn": "input_layernorm",
+          "norm_mlp": "post_attention_layernorm", "qkv": "attention.query_key_value",
+          "attn_out": "attention.dense", "mlp_in": "mlp.dense_h_to_4h",
+          "mlp_out": "mlp.dense_4h_to_h"}
+
+
+@torch.no_grad()
+def load_pythia(net, path):
+    """Copy the weights of a Pythia, a file model.safetensors, into a Transformer of its shape.
+
+    Raises ValueError if safetensors is not installed, or the file has not these weights.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError("--init reads safetensors; pip install safetensors") from None
+    try:
+        theirs = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"--init {path} is no safetensors file ({error})") from None
+
+    for name, weight in net.named_parameters():
+        source = ".".join(PYTHIA.get(part, part) for part in name.split("."))
+        found = theirs.get(source, torch.empty(0))
+        if found.shape != weight.shape:
+            raise ValueError(f"--init {path}: {source} is {tuple(found.shape)}, and this model "
+                             f"wants {tuple(weight.shape)}; take its --preset and --encoding")
+        if ".qkv." in name:                         # theirs: a head's q, k, v; ours: q of all heads
+            by_head = found.unflatten(0, (net.shape.heads, 3, -1))
+            found = by_head.transpose(0, 1).flatten(0, 2)
+        weight.copy_(found)
 
 
 def load(path):

@@ -3,6 +3,7 @@
     python train.py --method aioli                      # embedded text, laptop model, CPU or GPU
     python train.py --method stratified --groups python+csv --seed 1
     python train.py --method doge --help                # every flag, that method's own included
+    torchrun --nproc_per_node=4 train.py --batch 32     # one process a GPU, results as of one
 
 A method yields requests (aioli.py); the only training loop answers them here. How to read it:
 `Config`, then `Run` and `Trainer` (one step, `apply`; one `validate`; an answer per kind of
@@ -35,10 +36,12 @@ from collections import Counter
 from contextlib import (contextmanager, nullcontext, redirect_stderr, redirect_stdout,
                         suppress)
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 import aioli
 import data
@@ -82,6 +85,7 @@ class Config:
     restart: str = "uniform"    # with --prior: where the method starts, uniform (paper) or prior
     # model and optimiser
     preset: str = "laptop"      # a name in model.PRESETS
+    init: str = ""              # weights to begin with: model.safetensors of a Pythia of that shape
     steps: int = 4000           # optimiser steps of the main run, probes included
     batch: int = 8              # windows per step; small steps win at equal tokens on a laptop
     lr: float = 8e-3            # peak learning rate; the best of .004 to .012 on the laptop model
@@ -97,7 +101,8 @@ class Config:
     eval_every: int = 100       # steps between points of the loss curve; changes no training
     max_epochs: float = 4       # a note at the start names groups that would be read more often
     # machine
-    device: str = "auto"        # auto, cpu, cuda
+    device: str = "auto"        # auto, cpu, cuda, mps (Apple's)
+    micro_batch: int = 0        # windows in memory at once, to save it; 0: the whole batch
     threads: int = 1            # CPU threads; 0: torch's choice
     compile: bool = False       # torch.compile the model
 
@@ -108,8 +113,8 @@ class Config:
         for name in ("steps", "batch", "val_windows", "test_windows", "eval_every"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("seed", 0 <= self.seed < 2 ** 63, "at least 0 and below 2^63")
-        self.require("threads", self.threads >= 0, "at least 0")
-        self.require("save_every", self.save_every >= 0, "at least 0")
+        for name in ("threads", "micro_batch", "save_every"):
+            self.require(name, getattr(self, name) >= 0, "at least 0")
         self.require("steps", self.steps * self.batch < WINDOWS, f"below {WINDOWS:.0e} / --batch")
         self.require("max_epochs", self.max_epochs > 0, "above 0")
         self.require("first", 0 <= self.first <= 1, "a share of the run, 0 to 1")
@@ -138,9 +143,14 @@ class Diverged(ValueError):
 def device(name):
     """torch.device, after trying it out. Raises ValueError if this torch cannot use it."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+        name = next((kind for kind, usable in there.items() if usable), "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"            # torchrun: a GPU per process
     try:
-        return torch.zeros(1, device=name).device
+        number = torch.zeros(1, device=name)
+        number.item()                                               # which "meta" does not hold
+        return number.device
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name}: this torch cannot use it; try auto or cpu") from None
 
@@ -162,7 +172,10 @@ class Run:
         corpus, shape = trainer.corpus, trainer.shape
         self.name = name
         generator = torch.Generator().manual_seed(config.seed)      # equal seeds, equal weights
-        self.model = model.Transformer(shape, generator).to(trainer.device)
+        self.model = model.Transformer(shape, generator)
+        if config.init:
+            model.load_pythia(self.model, config.init)
+        self.model.to(trainer.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.sampler = data.Sampler(corpus.train, corpus.groups, shape.window, config.batch,
                                     config.seed)
@@ -174,6 +187,19 @@ class Run:
         betas = (0.9, config.beta2)
         self.optimizer = torch.optim.AdamW(parts, lr=config.lr, betas=betas, fused=True)
         self.step, self.total_steps = 0, total_steps
+
+    def gradient(self, out=None):
+        """The gradient in place, flat, (parameters,); 0 where there is none."""
+        parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad
+                 for weight in self.model.parameters()]
+        return torch.cat([part.flatten() for part in parts], out=out)
+
+    def set_gradient(self, flat):
+        """Put a gradient, flat, (parameters,), in place."""
+        weights = list(self.model.parameters())
+        parts = flat.split([weight.numel() for weight in weights])
+        for weight, part in zip(weights, parts, strict=True):
+            weight.grad = part.view_as(weight)
 
     def state(self):
         """All that the run's future depends on, for torch.save."""
@@ -189,21 +215,37 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
         else:
             self.optimizer = None
+            self.model.to("cpu")                    # as put_aside left it
         self.sampler.load_state_dict(state["sampler"])
         self.step = state["step"]
 
 
 class Trainer:
-    """Answers a method's requests. Owns the runs and the fixed validation and test windows."""
+    """Answers a method's requests. Owns the runs and the fixed validation and test windows.
+
+    Under torchrun each process has one, and all answer alike: each draws the whole batch, reads
+    every world-th window of it, and what they measure is summed. torch's DistributedDataParallel
+    sums in every backward pass; here a step may have several, of a group or a micro-batch each.
+    """
 
     def __init__(self, config, corpus):
         torch.set_num_threads(config.threads or torch.get_num_threads())
         self.config, self.corpus, self.m = config, corpus, len(corpus.groups)
         self.device = device(config.device)
         on_gpu = self.device.type == "cuda"
-        self.cast = torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext()
+        if on_gpu:
+            torch.cuda.set_device(self.device)                      # or all pin memory on the first
+        has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.cast = torch.autocast("cuda", torch.bfloat16) if has_bf16 else nullcontext()
         preset = model.PRESETS[config.preset]
         self.shape = dataclasses.replace(preset, vocab=max(preset.vocab, corpus.vocab))
+
+        self.micro_batch = config.micro_batch or config.batch
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.mine = slice(rank(), None, self.world)                 # windows of this process
+        if config.batch % self.world:
+            raise ValueError(f"--batch {config.batch} cannot be shared by {self.world} processes; "
+                             "take a multiple of them")
 
         self.val = self.fixed_windows(corpus.val, config.val_windows, seed=1)
         self.test = self.fixed_windows(corpus.test, config.test_windows, seed=2)
@@ -224,7 +266,7 @@ class Trainer:
 
     def on_whole(self):
         """Called wherever the state is whole; `train` keeps checkpoints here. Raises Stop."""
-        if self.stopping:
+        if self.agreed(self.stopping).any():
             raise Stop
 
     def fixed_windows(self, tokens, count, seed):
@@ -241,7 +283,30 @@ class Trainer:
         if name not in self.runs:
             length = self.config.steps if name == "main" else total_steps
             self.runs[name] = Run(name, self.config, self, length)
-        return self.runs[name]
+        run = self.runs[name]
+        if run.optimizer is None:
+            run.model.to(self.device)                               # it was put aside
+        return run
+
+    def put_aside(self, run):
+        """Free what a scratch run takes on the device, at its end; it may still be validated."""
+        if run.step == run.total_steps and run.name != "main":
+            run.optimizer, run.forward, self.gradients = None, run.model, None
+            run.model.to("cpu")
+
+    def reduce(self, tensor):
+        """Sum a tensor over all processes, in place -> the tensor."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def summed(self, numbers):
+        """The sum over all processes of numbers that are on the CPU, an array."""
+        return self.reduce(torch.from_numpy(np.array(numbers, float))).numpy()
+
+    def agreed(self, *wishes):
+        """Which of these booleans is true in any process, an array: all act on it alike."""
+        return self.summed(wishes) > 0
 
     def lr(self, run):
         """Of the step to come: linear warm-up, then by --schedule to final_lr * lr at the end."""
@@ -255,7 +320,42 @@ class Trainer:
     def batch(self, run):
         """The next batch of the run's plan: x, y (B, T) tokens, group (B,)."""
         x, y, group = run.sampler.batch()
-        return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device), group
+        return self.to_device(x), self.to_device(y), group
+
+    def to_device(self, array):
+        """A tensor. A GPU works behind Python, which draws and, from pinned memory, sends the next
+        batch while it computes: batches are prefetched without a thread."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def backward(self, run, x, y):
+        """Put the gradient of the mean loss of these windows in place, a micro-batch at a time
+        -> the loss of each, (B,), 0 for those of other processes. Nothing here waits for a GPU."""
+        losses = torch.zeros(len(x), device=self.device)
+        whole, mine, x, y = len(x), losses[self.mine], x[self.mine], y[self.mine]
+        for at in range(0, len(x), self.micro_batch):
+            part = slice(at, at + self.micro_batch)
+            with self.cast:
+                loss = run.forward(x[part], y[part])
+            (loss.mean() * (len(loss) / whole)).backward()
+            mine[part] = loss.detach()
+        return losses
+
+    def reduce_gradient(self, run):
+        """Sum the gradient in place over all processes."""
+        if self.world > 1:
+            run.set_gradient(self.reduce(run.gradient()))
+
+    def per_token(self, forward, x, y):
+        """Loss of each token of some windows, (B, T). Of several micro-batches only this is kept,
+        and the backward pass reads each again."""
+        parts = list(zip(x.split(self.micro_batch), y.split(self.micro_batch), strict=True))
+        if len(parts) > 1:
+            forward = functools.partial(model.again_in_backward, forward)
+        with self.cast:
+            return torch.cat([forward(*part, per_token=True) for part in parts])
 
     def apply(self, run):
         """One optimiser step on the gradients in place. Raises Diverged."""
@@ -307,12 +407,14 @@ class Trainer:
         Raises Diverged."""
         began = time.perf_counter()
         x, y, group = windows or self.val
+        count = np.bincount(group)
+        x, y, group = x[self.mine], y[self.mine], group[self.mine]
         tokens = 1024 if self.device.type == "cpu" else 8192        # fits a cache; a small GPU
         rows = max(1, tokens // self.shape.window)
         with self.cast:
             parts = zip(x.split(rows), y.split(rows), strict=True)
             loss = torch.cat([run.model(*part) for part in parts])
-        mean = np.bincount(group, loss.cpu().numpy()) / np.bincount(group)
+        mean = self.summed(np.bincount(group, loss.cpu().numpy(), self.m)) / count
         self.eval_seconds += time.perf_counter() - began
         self.require_finite(run, run.step, "validation loss", mean)
         return mean
@@ -340,27 +442,24 @@ class Trainer:
             run.sampler.drop()
             loss = np.full(self.m, math.nan)
 
-        if run.step == run.total_steps and request.on != "main":
-            run.optimizer = None                                    # from now on only validated
-        lr, self.done = self.lr(run), None
-        return dict(loss=loss, windows=run.sampler.counts, lr=lr)
+        self.done = None
+        self.put_aside(run)
+        return dict(loss=loss, windows=run.sampler.counts, lr=self.lr(run))
 
     def steps(self, run, request):
         """The steps of a Train request that are not done -> the losses, (m,), after them."""
         while self.done < request.steps:
             self.on_whole()
             x, y, group = self.batch(run)
-            with self.cast:
-                losses = run.forward(x, y)                          # (B,)
+            losses = self.reduce(self.backward(run, x, y))          # (B,)
             self.watch(run, "training loss", losses, group)
-            loss = losses.mean()
-            loss.backward()
+            self.reduce_gradient(run)
             self.apply(run)
             self.done += 1
             is_due = run.step % self.config.eval_every == 0 and self.done < request.steps
             if request.on == "main" and is_due:
                 self.curve.append([run.step, self.validate(run).tolist()])
-            self.on_step(request, run, loss)
+            self.on_step(request, run, losses.mean())
         self.look()
         return self.validate(run)
 
@@ -384,16 +483,17 @@ class Trainer:
 
     def excess(self, run, against, batch, counts):
         """Signals of a Peek against another run, and each group's loss with its graph."""
-        x, y, group = batch
-        with self.cast:
-            loss = run.forward(x, y, per_token=True)                # (B, T)
-            with torch.no_grad():
-                gap = loss - self.run(against).model(x, y, per_token=True)
-                excess = gap.clamp(min=0).mean(1)                   # (B,)
+        x, y, group = (part[self.mine] for part in batch)
+        loss = self.per_token(run.forward, x, y)                    # (B, T)
+        with torch.no_grad():
+            gap = loss - self.per_token(self.run(against).model, x, y)
+            excess = gap.clamp(min=0).mean(1)                       # (B,)
 
-        total = np.bincount(group, excess.cpu().numpy(), self.m)
+        total = self.summed(np.bincount(group, excess.cpu().numpy(), self.m))
         signals = dict(excess=total / np.where(counts, counts, np.nan))
-        losses = [loss[group == j].mean() if counts[j] else None for j in range(self.m)]
+        rows = [np.flatnonzero(group == j) for j in range(self.m)]
+        losses = [loss[rows[j]].mean() * (len(rows[j]) / counts[j]) if len(rows[j]) else None
+                  for j in range(self.m)]
         return signals, losses
 
     def alignment(self, run, batch):
@@ -417,17 +517,19 @@ class Trainer:
         for i, rows in enumerate(aims):
             self.gradient(run, val_x[rows], val_y[rows], of_targets[i])
 
+        self.reduce(self.gradients)
         A, norm = of_targets @ of_batch.T, of_batch.norm(dim=1)     # (m, m), (m,)
         signals = dict(A=A.cpu().double().numpy(), norm=norm.cpu().double().numpy(),
                        target_norm=float(of_targets.mean(0).norm()))
         return signals, parts
 
     def gradient(self, run, x, y, out):
-        """Gradient of the mean loss of these windows, flat, into out, (parameters,) -> out."""
-        with self.cast:
-            loss = run.forward(x, y).mean()
-        parts = torch.autograd.grad(loss, list(run.model.parameters()))
-        return torch.cat([part.flatten() for part in parts], out=out)
+        """Gradient of the mean loss of these windows, flat, into out, (parameters,) -> out; the
+        share of this process."""
+        self.backward(run, x, y)
+        run.gradient(out)
+        run.model.zero_grad(set_to_none=True)
+        return out
 
     def update(self, request):
         """Answer an Update: a step on sum_j w_j (loss of group j), from what the Peek left."""
@@ -437,13 +539,12 @@ class Trainer:
 
         if total.dim() == 0:                                        # a loss
             total.backward()
-        else:                                                       # a gradient already
-            weights = list(run.model.parameters())
-            grads = total.split([weight.numel() for weight in weights])
-            for weight, grad in zip(weights, grads, strict=True):
-                weight.grad = grad.view_as(weight)
+            self.reduce_gradient(run)
+        else:                                                       # a gradient, of all processes
+            run.set_gradient(total)
         self.apply(run)
         self.on_step(request, run, None)
+        self.put_aside(run)
         return {}
 
     def state(self):
@@ -565,7 +666,11 @@ def read_history(path):
 
 
 def write(path, content):
-    """Text, or a state for torch to load; the file is whole, and on the disk, or as it was."""
+    """Text, or a state for torch to load; the file is whole, and on the disk, or as it was.
+
+    Only the first process of several writes."""
+    if rank():
+        return
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)                                    # of a process that was killed
     try:
@@ -706,6 +811,8 @@ class Keeper:
 
     def add_rows(self, sync=False):
         """Write the rows that history.jsonl does not have; sync: see them on the disk."""
+        if rank():
+            return
         if not self.rows:
             self.set_aside()
         with open(self.lines, "a", encoding="utf-8") as file:
@@ -719,10 +826,10 @@ class Keeper:
 
     def whole(self):
         """Where the state is whole: keep it when it is time to, and stop if asked. Raises Stop."""
-        if not (self.trainer.stopping or self.is_due()):
-            return
-        self.save()
-        if self.trainer.stopping:
+        stopping, due = self.trainer.agreed(self.trainer.stopping, not rank() and self.is_due())
+        if stopping or due:
+            self.save()
+        if stopping:
             raise Stop("stopped; go on with the same command and --resume "
                        f"(state in {self.checkpoint})")
 
@@ -753,14 +860,15 @@ class Keeper:
         write(self.out / "model.pt", dict(shape=dataclasses.asdict(main.shape),
                                           weights=main.state_dict()))
         write(self.out / "result.json", json.dumps(plain(result), indent=1, allow_nan=False))
-        self.checkpoint.unlink(missing_ok=True)
+        if not rank():
+            self.checkpoint.unlink(missing_ok=True)
 
 
 # --- Whether two runs are alike.
 
 # flags that may change from one part of an interrupted run to the next
 MAY_CHANGE = ("out", "data", "cache", "past", "resume", "save_every", "max_epochs", "threads",
-              "device", "compile")              # data: the digest of its text decides
+              "device", "compile", "micro_batch")       # data: the digest of its text decides
 # flags that the scratch runs of --past do not depend on
 NOT_OF_SCRATCH_RUNS = ("method", "runs", "prior", "out", "data", "cache", "past", "resume",
                        "save_every", "max_epochs")
@@ -867,9 +975,12 @@ def runs_for(config, groups):
 
 def train(config, settings, corpus=None):
     """One run from text to result.json -> the result. ValueError for bad input, Stop on Ctrl-C."""
-    corpus = corpus or data.load(config.groups, config.data or None, config.encoding, config.cache)
+    corpus = corpus or first_alone(lambda: data.load(config.groups, config.data or None,
+                                                     config.encoding, config.cache))
     out = Path(config.out or Path("out", folder_name(config, settings, corpus.groups)))
     out.mkdir(parents=True, exist_ok=True)
+    if rank():
+        return train_in(out, config, settings, corpus)
     with claimed(out):
         write(out / "try", "")                  # that it can be written to shows before training
         (out / "try").unlink()
@@ -911,6 +1022,8 @@ def train_in(out, config, settings, corpus):
         result = summarise(config, settings, trainer, history, wall)
         report(result)
         keeper.finish(result)
+    if rank():
+        return result
 
     against_uniform(config, result, out)
     try:
@@ -1086,6 +1199,7 @@ def summarise(config, settings, trainer, history, wall):
     steps = steps_taken(history)
     window = config.batch * trainer.shape.window                    # tokens of a step
     training_seconds = max(wall - trainer.eval_seconds, 1e-9)
+    speed = sum(steps.values()) * window / training_seconds         # tokens per second
     windows = history.windows()[-1]
     mixtures = mixtures_of(history, groups)
 
@@ -1095,7 +1209,8 @@ def summarise(config, settings, trainer, history, wall):
         params=sum(weight.numel() for weight in main.model.parameters()),
         extra_steps=sum(steps.values()) - steps["main"], probe_steps=sum(probes),
         wall_seconds=round(wall, 2), eval_seconds=round(trainer.eval_seconds, 2),
-        tokens_per_second=round(sum(steps.values()) * window / training_seconds),
+        tokens_per_second=round(speed),
+        mfu=model.mfu(main.model, speed / trainer.world, trainer.device),
         test_loss=named(groups, test), test_ppl=named(groups, np.exp(test)),
         avg_test_loss=float(test.mean()), avg_test_ppl=float(np.exp(test).mean()),
         val_loss=named(groups, rows[-1].reply), final_mixture=mixtures[-1][1],
@@ -1138,7 +1253,8 @@ def report(result):
               f"{result['test_ppl'][group]:>10.2f}")
     print(f"average test perplexity {result['avg_test_ppl']:.3f}   "
           f"average test loss {result['avg_test_loss']:.4f}   {result['wall_seconds']:.0f} s   "
-          f"{result['tokens_per_second'] / 1000:.1f}k tok/s   {result['extra_steps']} extra steps")
+          f"{result['tokens_per_second'] / 1000:.1f}k tok/s   {result['extra_steps']} extra steps"
+          + (f"   MFU {result['mfu']:.0%}" if result.get("mfu") else ""))
 
 
 def against_uniform(config, result, out):
@@ -1237,6 +1353,50 @@ def picture(result, history, path):
     top.legend(ncols=4, fontsize="small", frameon=False)
     bottom.set(xlabel="step", ylabel="validation loss (nats per token)")
     save_figure(figure, path)
+
+
+# --- Several processes, where torchrun has started them.
+
+
+@contextmanager
+def processes():
+    """Join the other processes of torchrun, if there are any. The first alone speaks and writes."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    dist.init_process_group(timeout=timedelta(days=1))  # the first may prepare text for long
+    try:
+        with open(os.devnull, "w") as nowhere:
+            with redirect_stdout(nowhere) if rank() else nullcontext():
+                yield
+        wait()
+    except Stop:
+        wait()                      # the first still writes, and torchrun ends all with one of them
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def rank():
+    """This process's number; 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait():
+    """Until all processes are here."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))
+
+
+def first_alone(work):
+    """What work() returns, done by the first process before the others: they find its files."""
+    if rank():
+        wait()
+    try:
+        return work()
+    finally:                        # bad input is told by all alike
+        if not rank():
+            wait()
 
 
 # --- The command line: flags are made from Config and from the method's keyword arguments.
@@ -1422,7 +1582,7 @@ def exit_code(name, command):
 def in_a_line(error):
     """What an error says, what to do if the memory is full, and where, if no `raise` of ours."""
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU's memory is full; lower --batch, or take a smaller --preset"
+        return "the GPU's memory is full; set --micro-batch, or lower --batch"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "the memory is full; lower --steps or --batch"
     kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
@@ -1432,7 +1592,8 @@ def in_a_line(error):
 def main(argv=None):
     """The command line, or argv -> exit code."""
     def command():
-        train(*parse(sys.argv[1:] if argv is None else argv))
+        with processes():
+            train(*parse(sys.argv[1:] if argv is None else argv))
 
     return exit_code("train.py", command)
 

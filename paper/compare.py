@@ -11,15 +11,19 @@ no finished run is made again. In OUT: compare.csv, a line a run; compare.md, th
 """
 import argparse
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 import aioli
 import data
@@ -36,6 +40,7 @@ SWEPT = ("grid", "dml", "power")            # they begin with the same sweep of 
 MOVING = ("skillit", "aioli_rounds", "aioli_published", "aioli", "horizon")     # during the run
 NOT_SHARED = ("method", "groups", "seed", "out", "cache", "resume", "runs", "past", "prior")
 ONLY_AFTER = ("first", "restart")           # flags of runs on top of a prior
+worker = threading.local()                  # .environment: what its processes get beside ours
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Flags:
     quick: bool = False     # a first look: all methods, one seed, two data sets
     prior: str = ""         # all, or methods by commas: --method on top of what each one learns
     controls: bool = False  # static runs at the average mixture; uniform ones with as many steps
-    jobs: int = 0           # processes side by side; 0: as many as there are cores
+    jobs: int = 0           # processes side by side; 0: one a GPU or, without any, one a core
     out: str = ""           # folder of runs, tables and pictures; default: out/compare, out/quick
     cache: str = ".cache"   # folder for token files
 
@@ -139,8 +144,9 @@ def separately(name, command, **output):
 
     Raises Stop after Ctrl-C, and ValueError with `name` and the last thing said if it failed.
     """
+    environment = {**os.environ, **getattr(worker, "environment", {})}
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True,
-                               **output)
+                               env=environment, **output)
     CHILDREN.add(process)
     _, said = process.communicate()
     CHILDREN.remove(process)
@@ -307,14 +313,27 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def gpus():
+    """CUDA_VISIBLE_DEVICES with one GPU alone, of each that may be used here in turn."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible.split(",")[:count]]
+
+
 @contextmanager
 def workers(jobs):
-    """A pool of threads, each to wait for a process of its own; jobs: how many, 0: one a core.
+    """A pool of threads, each to wait for a process of its own, and with a GPU for it where there
+    are any; jobs: how many, 0: one a GPU, or a core.
 
     Ctrl-C or a signal to end cancels what has not begun, lets what has keep its state, and raises
     Stop.
     """
-    with ThreadPoolExecutor(jobs or cores()) as pool:
+    turns = itertools.cycle(gpus() or [{}])
+
+    def take_gpu():
+        worker.environment = next(turns)
+
+    with ThreadPoolExecutor(jobs or len(gpus()) or cores(), initializer=take_gpu) as pool:
         try:
             yield pool
         except BaseException as error:          # whatever it is, begin nothing more

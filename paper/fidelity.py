@@ -39,7 +39,7 @@ class Flags:
     seed: int = 0               # of the run, and of the sweep that dml and power are fitted to
     fork: int = 50              # steps of a fork
     table: str = "out/compare/compare.csv"  # the comparison with its sweeps and improvements
-    jobs: int = 0               # processes side by side; 0: as many as there are cores
+    jobs: int = 0               # processes side by side; 0: one a GPU, or one a core
     out: str = ""               # folder of what is found; default: out/fidelity/GROUPS
     cache: str = ".cache"       # folder for token files
 

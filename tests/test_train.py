@@ -31,7 +31,7 @@ import train
 KEYS = {"method", "groups", "text", "seed", "preset", "steps", "tokens", "params", "extra_steps",
         "probe_steps", "wall_seconds", "eval_seconds", "tokens_per_second", "test_loss", "test_ppl",
         "avg_test_loss", "avg_test_ppl", "val_loss", "final_mixture", "realised_mixture", "epochs",
-        "mixtures", "curve", "settings", "config", "versions"}
+        "mixtures", "curve", "settings", "config", "versions", "mfu"}
 HALF = np.array([.5, .5])
 
 
@@ -997,7 +997,8 @@ def test_bad_input_gets_one_line_an_exit_code_and_leaves_nothing(
 
 @pytest.mark.parametrize("name, values", [
     ("steps", [0, -1]), ("batch", [0]), ("val_windows", [0]), ("test_windows", [0]),
-    ("eval_every", [0]), ("seed", [-1, 2 ** 64]), ("threads", [-1]), ("lr", [0., -1., np.inf]),
+    ("eval_every", [0]), ("seed", [-1, 2 ** 64]), ("threads", [-1]), ("micro_batch", [-1]),
+    ("lr", [0., -1., np.inf]),
     ("warmup", [-.1, 1.]), ("final_lr", [-.1, 1.1]), ("weight_decay", [-.1, np.inf]),
     ("beta2", [-.1, 1.]), ("clip", [-1.]), ("first", [-.1, 1.1]), ("restart", ["best"]),
 ])
