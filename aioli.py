@@ -113,7 +113,7 @@ class History:
         self.warmup = warmup
         self.m = len(self.groups)
         if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
-            raise ValueError(f"sizes must be above 0: {self.listing(self.sizes)}; leave a group out")
+            raise ValueError(f"sizes must be above 0, not {self.listing(self.sizes)}")
         self.uniform = np.full(self.m, 1 / self.m)
         self.rng = np.random.default_rng(seed)
         self.rows = []
@@ -229,7 +229,7 @@ def lmo_step(p, A, eta):
     array([0.5498, 0.4502])
     """
     if not np.isfinite(eta * A.sum(0)).all():
-        raise ValueError("the scores of the groups are not finite; lower the learning rate")
+        raise ValueError("the scores of the groups are not finite; lower eta, or the learning rate")
     return egd(p, A.sum(0), eta)
 
 
