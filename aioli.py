@@ -70,14 +70,12 @@ class Peek(NamedTuple):
     total_steps: int
     on: str
     against: str = ""
-    steps = 0
 
 
 class Update(NamedTuple):
     """One optimiser step on the batch peeked at, group j's mean loss weighted by w_j -> None."""
     w: np.ndarray
     on: str
-    steps = 1
 
     @property
     def p(self):
@@ -127,7 +125,7 @@ class History:
         p = np.asarray(request.p, float)
         counted = windows is not None
         if not counted:                                                 # an Update draws no batch
-            batches = {Train: request.steps, Peek: 1, Update: 0}[type(request)]
+            batches = {Train: getattr(request, "steps", 0), Peek: 1, Update: 0}[type(request)]
             windows = batches * self.batch * p
         windows = np.asarray(windows).reshape(self.m)
         share = windows / windows.sum() if windows.sum() else p
@@ -136,12 +134,13 @@ class History:
         good = finite(windows) & (windows >= 0)                         # (m,)
         if isinstance(request, Train):
             good &= finite(reply) | (request.on != "main")
+            good &= windows.any() or not request.steps
         elif isinstance(request, Peek):
             table = np.vstack([np.zeros(self.m) + signal for signal in signals.values()])
             absent = windows == 0 if counted else np.isnan(table).any(0)
             good &= (finite(table).all(0) | absent) & ~absent.all()
         if not good.all():
-            raise ValueError(self.divergence(request, good))
+            raise ValueError(self.divergence(request.on, windows, good))
         self.rows.append(Row(request, reply, share, windows, **measured))
 
     @property
@@ -182,14 +181,14 @@ class History:
             warnings.warn(f"{run} diverged and is left out", stacklevel=2)
         return kept, np.array([row.reply for row in rows])[kept]
 
-    def divergence(self, request, good):
-        """What to say of a reply that is not good for all groups, (m,) booleans."""
-        steps = sum(row.request.steps for row in self.rows if row.request.on == request.on)
+    def divergence(self, on, windows, good):
+        """What to say where an answer is not good for all groups, (m,) booleans."""
+        read = windows.sum() + sum(row.windows.sum() for row in self.rows if row.request.on == on)
         groups = ", ".join(np.array(self.groups)[~good])
-        known = self.trained(request.on)
+        known = self.trained(on)
         before = f" (losses before: {self.listing(known[-1].reply)})" if known else ""
-        return (f"{request.on} diverged: after {steps + request.steps} steps, what was measured of "
-                f"{groups} is not finite{before}; lower the learning rate")
+        return (f"{on} diverged at step {read / self.batch:.0f}: what was measured of {groups} is "
+                f"not finite{before}; lower the learning rate")
 
     def listing(self, values):
         """The groups and their values, (m,), for a message."""
@@ -250,11 +249,9 @@ def weigh(L, objective):
 
 
 def importance(L, objective):
-    """The derivative of `weigh`: what a fall of each loss is worth, (m,) -> (m,).
-
-    Only ratios matter, so that losses above 300 are lowered alike, to 300: exp(710) is no number.
-    """
-    return np.exp(L - max(np.max(L) - 300, 0)) if objective == "perplexity" else np.ones_like(L)
+    """The derivative of `weigh`: what a fall of each loss is worth, (m,) -> (m,)."""
+    tame = L - max(np.max(L) - 300, 0)                  # exp(710) is no number; only ratios matter
+    return np.exp(tame) if objective == "perplexity" else np.ones_like(L)
 
 
 LIMITS = {                      # least and largest value of a setting, whichever method has it
@@ -325,8 +322,7 @@ def skill_graph(h, steps):
     """G[i, j]: relative fall of loss i after training on group j alone, from m scratch runs."""
     before = yield Train(h.uniform, 0)
     if not all(before > 0):
-        raise ValueError(f"skillit needs losses above 0, for their relative fall: "
-                         f"{h.listing(before)}")
+        raise ValueError(f"skillit needs losses above 0, not {h.listing(before)}")
     G = np.zeros((h.m, h.m))
     for j, only_j in enumerate(np.eye(h.m)):
         after = yield Train(only_j, steps, on=f"only-{h.groups[j]}")
@@ -455,16 +451,11 @@ def fit_linear_dynamic(mixtures, drops):
     tell the groups apart.
     """
     P = np.asarray(mixtures, float)
-    check_rank(P, "A")
+    if np.linalg.matrix_rank(P) < P.shape[1]:
+        raise ValueError(f"{len(P)} mixtures do not determine A for {P.shape[1]} groups; "
+                         "add different ones")
     solution, *_ = np.linalg.lstsq(P, np.asarray(drops, float), rcond=None)
     return solution.T
-
-
-def check_rank(P, unknown):
-    """Raise ValueError where mixtures P (R, m) do not tell the groups apart."""
-    if np.linalg.matrix_rank(P) < P.shape[1]:
-        raise ValueError(f"{len(P)} mixtures do not determine {unknown} for {P.shape[1]} groups; "
-                         "add different ones")
 
 
 def probe_counts(arms, m, f, windows):
@@ -733,11 +724,11 @@ def sweep(h, steps, points, objective, least=1):
     """
     check(points=points, objective=objective)
     if h.runs is not None:
-        P, L = h.runs
+        P, L = map(np.asarray, h.runs)
         check_runs(P, L, 1)
-        if np.shape(P)[1] != h.m or not np.allclose(np.sum(P, 1), 1, rtol=0):
-            raise ValueError(f"runs must have mixtures of {h.m} groups that sum to 1")
-        return np.asarray(P), np.asarray(L)
+        if P.shape[1] != h.m or not np.allclose(P.sum(1), 1, rtol=0):
+            raise ValueError(f"runs need mixtures of {h.m} groups that sum to 1")
+        return P, L
     check(points=least)
     P = cover(h.m, max(points, least), np.random.default_rng(0))
     names = [f"sweep-{number}" for number in range(len(P))]
@@ -755,8 +746,8 @@ def grid(h, steps, points=9, objective="loss"):
     points: number of scratch runs.  objective: average loss, or average perplexity.
     """
     P, L = yield from sweep(h, steps, points, objective)
-    lowest = max(L.max(1).min() - 300, 0)               # exp(710) is no number; only ratios matter
-    best = weigh(np.minimum(L - lowest, 700), objective).mean(1).argmin()
+    tame = np.minimum(L - max(L.max(1).min() - 300, 0), 700)        # as in `importance`
+    best = weigh(tame, objective).mean(1).argmin()
     yield Train(P[best], steps)
 
 
@@ -960,7 +951,7 @@ def fit_log_linear(mixtures, losses, delta=.02):
     predictions are recovered.
     """
     P, L = check_runs(mixtures, losses, np.shape(mixtures)[1] + 1)
-    check_rank(P, "this law")
+    fit_linear_dynamic(P, L)                            # refuses mixtures that determine no law
     guesses, errors = [], []
     for share in 1 - np.geomspace(1e-3, 1, 30):                         # c, of the lowest loss
         c = share * L.min(0)
@@ -985,7 +976,7 @@ def fit_power_law(mixtures, losses, delta=.02):
     All parameters are fitted as logarithms, which keeps them positive.
     """
     P, L = check_runs(mixtures, losses, 3)
-    check_rank(P, "this law")
+    fit_linear_dynamic(P, L)                            # refuses mixtures that determine no law
     n, m = L.shape[1], P.shape[1]
     starts = []
     for c_share, g in ((.5, .7), (.7, .5)):                             # c, of the lowest loss
@@ -1177,8 +1168,7 @@ def forecasting(h, steps, rounds, wait, last, step, p):
 
 
 def check_validations(h, steps, parts, first, planned):
-    """Raise ValueError where the first forecast, after round `first` of the `planned`, does not
-    come or has too few validations."""
+    """Raise ValueError if the first forecast, after round `first`, is too late or too early."""
     if first >= planned:
         raise ValueError("no round ends from --wait to --last, so that nothing is forecast; raise "
                          "--rounds or --last")

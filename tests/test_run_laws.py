@@ -226,7 +226,7 @@ def test_mixtures_and_losses_in_the_wrong_order_are_noticed(tmp_path):
 def test_runs_that_determine_no_law_are_refused(law, tmp_path, capsys):
     reading(tmp_path, "run,law,web\n1,.5,.5\n2,.5,.5\n3,.5,.5\n")
     assert run(law, "--runs", tmp_path / "p.csv", tmp_path / "l.csv") == 2
-    assert "3 mixtures do not determine this law for 2 groups" in capsys.readouterr().err
+    assert "3 mixtures do not determine A for 2 groups" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_the_same_in_all_runs_is_no_measure_of_a_law(tmp_path, capsys):
