@@ -128,7 +128,6 @@ class History:
             batches = {Train: getattr(request, "steps", 0), Peek: 1, Update: 0}[type(request)]
             windows = batches * self.batch * p
         windows = np.asarray(windows).reshape(self.m)
-        share = windows / windows.sum() if windows.sum() else p
 
         reply = signals if loss is None else np.array(loss, float).reshape(self.m)
         good = finite(windows) & (windows >= 0)                         # (m,)
@@ -136,11 +135,13 @@ class History:
             good &= finite(reply) | (request.on != "main")
             good &= windows.any() or not request.steps
         elif isinstance(request, Peek):
-            table = np.vstack([np.zeros(self.m) + signal for signal in signals.values()])
-            absent = windows == 0 if counted else np.isnan(table).any(0)
+            table = np.vstack([signal for signal in signals.values() if np.ndim(signal)])
+            absent = windows == 0 if counted else np.isnan(table).all(0)
             good &= (finite(table).all(0) | absent) & ~absent.all()
+            good &= finite(signals.get("target_norm", 0))
         if not good.all():
             raise ValueError(self.divergence(request.on, windows, good))
+        share = windows / windows.sum() if windows.sum() else p
         self.rows.append(Row(request, reply, share, windows, **measured))
 
     @property

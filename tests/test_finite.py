@@ -116,7 +116,8 @@ GRADIENTS = Peek(HALF, 10, on="proxy")
     (PEEK, dict(signals=dict(excess=[1, 2, 3]))), (PEEK, dict(signals={})),
     (GRADIENTS, dict(signals=dict(A=np.eye(2), norm=[1, 1], target_norm=NAN))),
     (GRADIENTS, dict(signals=dict(A=[[1, INF], [1, 1]], norm=[1, 1], target_norm=1.))),
-    (GRADIENTS, dict(signals=dict(A=[[1, NAN], [1, 1]], norm=[1, 1], target_norm=1.),
+    (GRADIENTS, dict(signals=dict(A=[[1, NAN], [1, 1]], norm=[1, 1], target_norm=1.))),
+    (GRADIENTS, dict(signals=dict(A=[[1, NAN], [1, NAN]], norm=[1, NAN], target_norm=1.),
                      windows=[1, 7])),
 ])
 def test_an_answer_that_is_no_number_for_each_group_is_refused_in_one_line(request_, answer):
