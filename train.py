@@ -573,7 +573,7 @@ def read_cells(path):
     separator = max(",;\t", key=first.count)
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     try:
-        cells = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        cells = [(reader.line_num, list(map(str.strip, row))) for row in reader]
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
     return [(line, row) for line, row in cells if any(row)]
