@@ -35,6 +35,7 @@ method is put on top of another. Notation:
     eta    step size of the exponentiated-gradient step, 1 / (unit of s)
     n, R   losses, where there may be more or less than m of them; finished runs
 """
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -103,26 +104,44 @@ class History:
 
     def __init__(self, groups, sizes, batch, seed=0, runs=None, warmup=.1):
         self.groups = list(groups)
-        self.sizes = np.asarray(sizes, float)
+        self.sizes = np.asarray(sizes, float).reshape(len(self.groups))
         self.batch = batch
         self.seed = seed
         self.runs = runs
         self.warmup = warmup
         self.m = len(self.groups)
+        if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
+            raise ValueError(f"sizes must be above 0, not {self.listing(self.sizes)}")
         self.uniform = np.full(self.m, 1 / self.m)
         self.rng = np.random.default_rng(seed)
         self.rows = []
 
     def add(self, request, loss=None, signals=None, windows=None, **measured):
-        """Record an answer. Without `windows` the mixture counts as realised exactly."""
+        """Record an answer. Without `windows` the mixture counts as realised exactly.
+
+        Raises ValueError for numbers that are not finite. Only a scratch run may have diverged,
+        which `finished` sees to, and a Peek has NaN for groups that are not in its batch.
+        """
         p = np.asarray(request.p, float)
-        if windows is None:                                             # an Update draws no batch
+        counted = windows is not None
+        if not counted:                                                 # an Update draws no batch
             batches = {Train: getattr(request, "steps", 0), Peek: 1, Update: 0}[type(request)]
             windows = batches * self.batch * p
-        windows = np.asarray(windows)
-        share = windows / windows.sum() if windows.sum() else p
+        windows = np.asarray(windows).reshape(self.m)
 
-        reply = signals if loss is None else np.asarray(loss, float)
+        reply = signals if loss is None else np.array(loss, float).reshape(self.m)
+        good = finite(windows) & (windows >= 0)                         # (m,)
+        if isinstance(request, Train):
+            good &= finite(reply) | (request.on != "main")
+            good &= windows.any() or not request.steps
+        elif isinstance(request, Peek):
+            table = np.vstack([signal for signal in signals.values() if np.ndim(signal)])
+            absent = windows == 0 if counted else np.isnan(table).all(0)
+            good &= (finite(table).all(0) | absent) & ~absent.all()
+            good &= finite(signals.get("target_norm", 0))
+        if not good.all():
+            raise ValueError(self.divergence(request.on, windows, good))
+        share = windows / windows.sum() if windows.sum() else p
         self.rows.append(Row(request, reply, share, windows, **measured))
 
     @property
@@ -147,8 +166,42 @@ class History:
         """(t, m) training windows that a run had read by each of its validations, per group."""
         return np.cumsum([row.windows for row in self.trained(on)], axis=0)
 
+    def finished(self, runs, least=1):
+        """Which of these scratch runs did not diverge, (R,) booleans, and their losses at the end.
+
+        Each that did is named in a warning. Raises ValueError if fewer than `least` did not.
+        """
+        rows = [self.trained(on)[-1] for on in runs]
+        kept = np.array([finite(row.reply).all() for row in rows])
+        lost = [f"{row.request.on} ({self.listing(row.request.p)})"
+                for row, is_kept in zip(rows, kept) if not is_kept]
+        if kept.sum() < least:
+            raise ValueError(f"{' and '.join(lost)} diverged: {kept.sum()} of {len(rows)} runs are "
+                             f"left where {least} are needed; lower the learning rate")
+        for run in lost:
+            warnings.warn(f"{run} diverged and is left out", stacklevel=2)
+        return kept, np.array([row.reply for row in rows])[kept]
+
+    def divergence(self, on, windows, good):
+        """What to say where an answer is not good for all groups, (m,) booleans."""
+        read = windows.sum() + sum(row.windows.sum() for row in self.rows if row.request.on == on)
+        groups = ", ".join(np.array(self.groups)[~good])
+        known = self.trained(on)
+        before = f" (losses before: {self.listing(known[-1].reply)})" if known else ""
+        return (f"{on} diverged at step {read / self.batch:.0f}: what was measured of {groups} is "
+                f"not finite{before}; lower the learning rate")
+
+    def listing(self, values):
+        """The groups and their values, (m,), for a message."""
+        return ", ".join(f"{group} {value:.4g}" for group, value in zip(self.groups, values))
+
 
 # --- The update of the online methods, and small tools.
+
+
+def finite(x):
+    """Where x is a number to reckon with: not NaN, and not so large that its square overflows."""
+    return np.abs(np.asarray(x, float)) < 1e100
 
 
 def egd(p, s, eta):
@@ -169,11 +222,14 @@ def egd(p, s, eta):
 def lmo_step(p, A, eta):
     """The framework's update: a step of size eta on the column sums of A, (n, m) -> p (m,).
 
-    Skill-It, DoReMi, DoGE and Aioli are choices of A; the rest is this line.
+    Skill-It, DoReMi, DoGE and Aioli are choices of A; the rest is this line. Raises ValueError for
+    an A that is not finite.
 
     >>> lmo_step([.5, .5], np.array([[.7, .1], [.3, -.1]]), eta=.2).round(4)
     array([0.5498, 0.4502])
     """
+    if not np.isfinite(eta * A.sum(0)).all():
+        raise ValueError("the scores of the groups are not finite; lower eta, or the learning rate")
     return egd(p, A.sum(0), eta)
 
 
@@ -195,7 +251,8 @@ def weigh(L, objective):
 
 def importance(L, objective):
     """The derivative of `weigh`: what a fall of each loss is worth, (m,) -> (m,)."""
-    return np.exp(L) if objective == "perplexity" else np.ones_like(L)
+    tame = L - max(np.max(L) - 300, 0)                  # exp(710) is no number; only ratios matter
+    return np.exp(tame) if objective == "perplexity" else np.ones_like(L)
 
 
 LIMITS = {                      # least and largest value of a setting, whichever method has it
@@ -240,7 +297,7 @@ def fixed(h, steps, mixture=""):
         p = np.array([float(share) for share in mixture.split("+")]) if mixture else h.uniform
     except ValueError:
         p = np.zeros(0)
-    if len(p) != h.m or not (np.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
+    if len(p) != h.m or not ((p >= 0).all() and 0 < p.sum() < np.inf):
         raise ValueError(f"--mixture {mixture!r} is not {h.m} shares joined by +, "
                          f"one for each of {', '.join(h.groups)}")
     yield Train(p / p.sum(), steps)
@@ -265,9 +322,12 @@ def natural(h, steps, alpha=1.0):
 def skill_graph(h, steps):
     """G[i, j]: relative fall of loss i after training on group j alone, from m scratch runs."""
     before = yield Train(h.uniform, 0)
+    if not all(before > 0):
+        raise ValueError(f"skillit needs losses above 0, not {h.listing(before)}")
     G = np.zeros((h.m, h.m))
     for j, only_j in enumerate(np.eye(h.m)):
         after = yield Train(only_j, steps, on=f"only-{h.groups[j]}")
+        h.finished([f"only-{h.groups[j]}"])
         G[:, j] = (before - after) / before
     return G
 
@@ -317,6 +377,7 @@ def doremi(h, steps, eta=1.0, smoothing=1e-3):
     """
     check(eta=eta, smoothing=smoothing)
     yield Train(h.uniform, steps, on="reference")
+    h.finished(["reference"])
     w, excess, total = h.uniform, np.zeros(h.m), np.zeros(h.m)
     for _ in range(steps):
         signals = yield Peek(h.uniform, steps, on="proxy", against="reference")
@@ -326,7 +387,7 @@ def doremi(h, steps, eta=1.0, smoothing=1e-3):
         w = (1 - smoothing) * lmo_step(w, A, eta) + smoothing * h.uniform
         yield Update(w, on="proxy")
         total += w
-    yield Train(total / steps, steps)
+    yield Train(total / steps if steps else w, steps)
 
 
 def doge(h, steps, mu=.05, cap=5.0):
@@ -366,7 +427,7 @@ def doge(h, steps, mu=.05, cap=5.0):
         w = lmo_step(w, A, 1 / mu)
         yield Update(w, on="proxy")
         total += w
-    yield Train(total / steps, steps)
+    yield Train(total / steps if steps else w, steps)
 
 
 # --- Aioli as published: A is measured inside the run, by short probes.
@@ -380,7 +441,7 @@ def normalise(A):
     release divides 0 by 0).
     """
     A = A - min(A.min(), 0)
-    return A / A.sum() if A.sum() > 0 else np.zeros_like(A)
+    return A / A.sum() if A.sum() != 0 else np.zeros_like(A)            # NaN stays: see lmo_step
 
 
 def fit_linear_dynamic(mixtures, drops):
@@ -575,7 +636,7 @@ def perplexity_weighted(h, steps, rounds=10, eta=.5):
     p = h.uniform
     L = yield Train(p, 0)
     for n in split(steps, rounds):
-        A = normalise(np.diag(np.exp(L)))
+        A = normalise(np.diag(importance(L, "perplexity")))
         p = lmo_step(p, A, eta)
         L = yield Train(p, n, A=A)
 
@@ -645,7 +706,7 @@ def cover(m, runs, rng):
         first = np.arange(1, runs + 1) / (runs + 1)
         return np.column_stack((first, 1 - first))
     P = rng.dirichlet(np.full(m, 1.5), 8 * runs)
-    distance = np.linalg.norm(P[:, None] - P, axis=2)
+    distance = np.array([np.linalg.norm(P - p, axis=1) for p in P])
     np.fill_diagonal(distance, np.inf)
     kept = np.ones(len(P), bool)
     while kept.sum() > runs:
@@ -658,18 +719,24 @@ def cover(m, runs, rng):
 def sweep(h, steps, points, objective, least=1):
     """Full scratch runs on a cover of the simplex, `points` but at least `least`.
 
-    Returns mixtures and final losses, (points, m) each. The mixtures do not depend on the seed, so
-    grid, dml and power, and all their seeds, share them.
+    Returns mixtures and final losses, (points, m) each, of those that did not diverge: at least
+    `least`, or ValueError. The mixtures do not depend on the seed, so grid, dml and power, and all
+    their seeds, share them.
     """
     check(points=points, objective=objective)
     if h.runs is not None:
-        return h.runs
+        P, L = map(np.asarray, h.runs)
+        check_runs(P, L, 1)
+        if P.shape[1] != h.m or not np.allclose(P.sum(1), 1, rtol=0):
+            raise ValueError(f"runs need mixtures of {h.m} groups that sum to 1")
+        return P, L
+    check(points=least)
     P = cover(h.m, max(points, least), np.random.default_rng(0))
-    losses = []
-    for number, p in enumerate(P):
-        L = yield Train(p, steps, on=f"sweep-{number}")
-        losses.append(L)
-    return P, np.array(losses)
+    names = [f"sweep-{number}" for number in range(len(P))]
+    for name, p in zip(names, P):
+        yield Train(p, steps, on=name)
+    kept, losses = h.finished(names, least)
+    return P[kept], losses
 
 
 def grid(h, steps, points=9, objective="loss"):
@@ -680,7 +747,8 @@ def grid(h, steps, points=9, objective="loss"):
     points: number of scratch runs.  objective: average loss, or average perplexity.
     """
     P, L = yield from sweep(h, steps, points, objective)
-    best = weigh(L, objective).mean(1).argmin()
+    tame = np.minimum(L - max(L.max(1).min() - 300, 0), 700)        # as in `importance`
+    best = weigh(tame, objective).mean(1).argmin()
     yield Train(P[best], steps)
 
 
@@ -831,8 +899,8 @@ def check_runs(mixtures, losses, need):
     if P.ndim != 2 or L.ndim != 2 or not need <= len(P) == len(L):
         raise ValueError(f"mixtures {P.shape} and losses {L.shape}: this law needs (runs, groups), "
                          f"at least {need} runs")
-    shares_are_good = np.isfinite(P).all() and (P >= 0).all() and (P.sum(1) > 0).all()
-    losses_are_good = np.isfinite(L).all() and (L > 0).all()
+    shares_are_good = (P >= 0).all() and (P.sum(1) > 0).all() and np.isfinite(P.sum(1)).all()
+    losses_are_good = finite(L).all() and (L > 0).all()
     if not (shares_are_good and losses_are_good):
         raise ValueError("mixtures must be finite, >= 0 and not all 0, and losses finite and > 0")
     return P / P.sum(1, keepdims=True), L
@@ -871,6 +939,8 @@ def fit(build, starts, mixtures, losses, delta=.02, iterations=1000):
         better = error < best_error
         best[better], best_error[better] = found[better], error[better]
     torch.set_num_threads(threads)
+    if not np.isfinite(best_error).all():
+        raise ValueError("the law finds no finite fit to these losses; leave out the largest")
     return build(best)
 
 
@@ -882,6 +952,7 @@ def fit_log_linear(mixtures, losses, delta=.02):
     predictions are recovered.
     """
     P, L = check_runs(mixtures, losses, np.shape(mixtures)[1] + 1)
+    fit_linear_dynamic(P, L)                            # refuses mixtures that determine no law
     guesses, errors = [], []
     for share in 1 - np.geomspace(1e-3, 1, 30):                         # c, of the lowest loss
         c = share * L.min(0)
@@ -906,6 +977,7 @@ def fit_power_law(mixtures, losses, delta=.02):
     All parameters are fitted as logarithms, which keeps them positive.
     """
     P, L = check_runs(mixtures, losses, 3)
+    fit_linear_dynamic(P, L)                            # refuses mixtures that determine no law
     n, m = L.shape[1], P.shape[1]
     starts = []
     for c_share, g in ((.5, .7), (.7, .5)):                             # c, of the lowest loss
@@ -974,6 +1046,8 @@ def fit_forecast(n, share, losses):
     if len(L) < 3:
         raise ValueError(f"a forecast needs three validations or more, not {len(L)}; "
                          "raise --rounds or --wait")
+    if L.min() < 0:
+        raise ValueError(f"a forecast is of losses, 0 or more, not of {L.min():.4g}")
     o = np.linspace(0, 1, 11)[:, None, None]                            # (11, 1, 1)
     effective = (1 - o) * n + o * n.sum(1, keepdims=True) * share       # (11, t, m)
     c, b, F = fit_line(np.maximum(effective, 1e-4) ** -.5, L)
@@ -1095,12 +1169,15 @@ def forecasting(h, steps, rounds, wait, last, step, p):
 
 
 def check_validations(h, steps, parts, first, planned):
-    """Raise ValueError where the first forecast, after round `first`, has too few validations."""
+    """Raise ValueError if the first forecast, after round `first`, is too late or too early."""
+    if first >= planned:
+        raise ValueError("no round ends from --wait to --last, so that nothing is forecast; raise "
+                         "--rounds or --last")
     windows = [row.windows.sum() for row in h.trained()]                # with a prior, of its part
     total_windows = sum(windows) + steps * h.batch
     windows += [n * h.batch for n in parts[:first + 1]]
     count = past_warmup(h.warmup, np.cumsum(windows) / total_windows).sum()
-    if first < planned and count < 3:
+    if count < 3:
         raise ValueError(f"{len(parts)} rounds give {count} validations up to the first "
                          "forecast, which needs 3 (those in the warm-up do not count); "
                          "raise --rounds or --wait, or lower --warmup")
@@ -1134,6 +1211,8 @@ def learn_mixture(method, h, steps):
         if trains_main:
             renamed = renamed._replace(total_steps=steps)
         reply = yield renamed
+        if trains_main:
+            h.finished([renamed.on])
         inner.rows.append(h.last._replace(request=request))
 
 

@@ -4,6 +4,7 @@
     python -m paper.laws dml --runs MIXTURES.csv LOSSES.csv --holdout MIXTURES2.csv LOSSES2.csv
 
 A CSV file has a header and a line a run: the number of the run, then a share or a loss per group.
+Olmix's ratios.csv and metrics.csv are such files too.
 `train.py --method power --runs MIXTURES.csv LOSSES.csv` trains a model on what such runs propose.
 """
 import argparse
@@ -28,6 +29,9 @@ def quality(law, mixtures, losses):
     """How well a law predicts runs, mixtures (R, m) and losses (R, n), R >= 2 -> R^2, mean squared
     error in nats^2, and Spearman's rank correlation, each (n,), one per loss. Raises ValueError."""
     P, L = aioli.check_runs(mixtures, losses, 2)
+    if not np.ptp(L, axis=0).all():
+        raise ValueError("a loss is the same in all runs, so that no law can be judged by it; "
+                         "leave its column out")
     predicted = law(P)                                                  # (R, n)
 
     error = ((predicted - L) ** 2).mean(0)

@@ -171,6 +171,7 @@ def token_losses(draw, all_seen_at_first):
     batches = []
     for t in range(draw(st.integers(1, 12))):
         present = (rng.uniform(size=k) < .7) | (all_seen_at_first and t == 0)
+        present[t % k] |= not present.any()                     # no batch is empty
         lengths = rng.integers(1, 9, k) * present
         batches.append([list(zip(rng.normal(3, 1, n), rng.normal(2.8, 1, n))) for n in lengths])
     return batches, k
@@ -223,7 +224,7 @@ def gradients(draw, absent):
         V = rng.normal(size=(k, 5)) * 10.0 ** rng.uniform(-1, 1)
         G = (rng.normal(size=(k, 5)) + V.mean(0)) * 10.0 ** rng.uniform(-2, 1, (k, 1))
         if absent:
-            G[rng.uniform(size=k) < .3] = np.nan
+            G[1:][rng.uniform(size=k - 1) < .3] = np.nan        # no batch is empty
         rounds.append((G, V))
     return rounds, (10.0 ** rng.uniform(-4, -2, T) * rng.integers(0, 5, T).clip(max=1)).tolist()
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import aioli
+import train
 from paper import laws
 from tiny import finished_runs
 from worlds import rng_of, same
@@ -98,7 +99,7 @@ def test_the_proposal_is_what_the_method_trains_on_the_largest_share_first(
 
 
 @pytest.mark.parametrize("losses, says", [("run,a,b\n7,1,2\n", "same runs"),
-                                          ("run,a,b\n7,one,2\n", "table of numbers")])
+                                          ("run,a,b\n7,one,2\n", "line 2, column a: 'one'")])
 def test_files_that_do_not_match_get_one_line_and_exit_code_2(losses, says, tmp_path, capsys):
     files = finished_runs(tmp_path, ("law", "web"), a_law())
     (tmp_path / "l.csv").write_text(losses)
@@ -134,6 +135,104 @@ def test_a_command_without_runs_or_with_unknown_flags_gets_one_line(arguments, s
     assert run(*arguments) == 2
     error = capsys.readouterr().err.strip()
     assert says in error and "\n" not in error
+
+
+# ---- the files of others
+
+MIXTURES, LOSSES = "run,law,web\n1,.2,.8\n2,.5,.5\n3,.9,.1\n", "run,law,web\n1,3,4\n2,3,3\n3,4,3\n"
+P, L = [[.2, .8], [.5, .5], [.9, .1]], [[3, 4], [3, 3], [4, 3]]
+OLMIX = ("run,name,index,law,web\nzx,swarm-1,0,.2,.8\nab,swarm-2,1,.5,.5\nq,swarm-3,2,.9,.1\n",
+         "run,name,index,eval/law/BPB,eval/web/BPB\nzx,a,0,3,4\nab,b,1,3,3\nq,c,2,4,3\n")
+
+
+def reading(folder, mixtures=MIXTURES, losses=LOSSES):
+    for name, text in (("p.csv", mixtures), ("l.csv", losses)):
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return train.read_runs([str(folder / "p.csv"), str(folder / "l.csv")])
+
+
+@pytest.mark.parametrize("mixtures, losses", [
+    (MIXTURES, LOSSES), OLMIX,
+    (MIXTURES.replace(",", ";"), LOSSES.replace(",", "\t")),
+    ("\ufeff" + MIXTURES, LOSSES.encode("utf-16")),
+    (MIXTURES.replace(",", "\t").encode("utf-16"), b"\xfe\xff" + LOSSES.encode("utf-16-be")),
+    (MIXTURES.replace("\n", "\r\n"), LOSSES.replace("\n", "\r")),
+    ('"run","law", "web"\n"1",".2",".8"\n2, .5 ,5e-1\n\n  \n3,.9,.1', LOSSES + ",,\n"),
+    (MIXTURES.replace("run", ""), "\n" + LOSSES.replace("run", "index")),
+    (MIXTURES.replace(".2,.8", "20,80"), "run,law,web\n3,4,3\n2,3,3\n1,3,4\n"),
+    (",run,law,web\n0,1,.2,.8\n1,2,.5,.5\n2,3,.9,.1\n", LOSSES.replace("run", "run_id")),
+    ("Run,en_law_x,en_web_x\n1,.2,.8\n2,.5,.5\n3,.9,.1\n", LOSSES),
+])
+def test_tables_of_all_kinds_are_the_same_runs(mixtures, losses, tmp_path):
+    groups, shares, targets, found = reading(tmp_path, mixtures, losses)
+    assert groups == targets == ["law", "web"]
+    assert np.allclose(shares, P, rtol=1e-12) and np.array_equal(found, L)
+
+
+def test_a_name_may_hold_what_separates_cells(tmp_path):
+    groups, *_ = reading(tmp_path, MIXTURES.replace("law", '"law; old, ""new"""'))
+    assert groups == ['law; old, "new"', "web"]
+
+
+def test_years_are_names_of_groups_and_one_loss_is_enough(tmp_path):
+    losses = "run,metric/avg_loss\n1,3\n2,4\n3,5\n"
+    groups, _, targets, _ = reading(tmp_path, MIXTURES.replace("law,web", "2019,2020"), losses)
+    assert groups == ["2019", "2020"] and targets == ["metric/avg_loss"]
+
+
+@pytest.mark.parametrize("cell, instead, says", [
+    (".5,.5", ",.5", "p.csv, line 3, column law: '' is not a number >= 0"),
+    (".5,.5", ".5,n/a", "p.csv, line 3, column web: 'n/a' is not"),
+    (".5,.5", "nan,.5", "p.csv, line 3, column law: 'nan' is not"),
+    (".5,.5", "-.5,1.5", "p.csv, line 3, column law: '-.5' is not a number >= 0"),
+    (".5,.5", '"0,5",.5', "p.csv, line 3, column law: '0,5' is not .* with a decimal point"),
+    (".5,.5", "50%,50%", "p.csv, line 3, column law: '50%' is not"),
+    (".5,.5", "0,5,0,5", "p.csv, line 3: 5 cells under 3 names"),
+    (".5,.5", ".5", "p.csv, line 3: 2 cells under 3 names"),
+    (".5,.5", "1.5,.5", "p.csv, run 2: the shares sum to 2, neither to 1 nor to 100"),
+    (".5,.5", "0,0", "p.csv, run 2: the shares sum to 0"),
+    ("3,.9", "2,.9", "p.csv, line 4, column run: the run '2' has no name, or that of an earlier"),
+    ("3,.9", ",.9", "p.csv, line 4, column run: the run '' has no name"),
+    ("3,.9", "4,.9", "do not list the same runs: '3' is in one of them only"),
+    ("web", "law", "p.csv, line 1: column 3, 'law', has no name, or that of an earlier one"),
+    ("web", "", "p.csv, line 1: column 3, '', has no name"),
+    (",web", "", "p.csv, line 2: 3 cells under 2 names"),
+    ("web", "name", "p.csv, run 1: the shares sum to 0.2"),             # not a group
+    ("run,law,web\n", "", "p.csv, line 1 is no header of names over a line for each run"),
+    (MIXTURES, "", "p.csv, line 1 is no header"), (MIXTURES, "run,law,web", "line 1 is no header"),
+    (",", "|", "p.csv, line 1 is no header"), (MIXTURES, "run\n1\n", "p.csv, line 1 is no header"),
+    ("law", '"law', "p.csv, line 4: unexpected end of data"),
+    ("law", '"law"s', "p.csv, line 1: ',' expected after '\"'"),
+    (MIXTURES, b"\xff\x00run", "p.csv is not text in UTF-8"), (MIXTURES, LOSSES, "are the same"),
+])
+def test_a_table_that_is_none_is_refused_by_line_and_column(cell, instead, says, tmp_path):
+    whole = cell == MIXTURES
+    with pytest.raises(ValueError, match=says):
+        reading(tmp_path, instead if whole else MIXTURES.replace(cell, instead))
+
+
+@pytest.mark.parametrize("loss", ["0", "-1", "nan", "inf", "1e300", ""])
+def test_a_loss_is_a_finite_number_above_0(loss, tmp_path):
+    with pytest.raises(ValueError, match=f"l.csv, line 3, column web: '{loss}' is not a number"):
+        reading(tmp_path, losses=LOSSES.replace("3,3\n3", f"3,{loss}\n3"))
+
+
+def test_mixtures_and_losses_in_the_wrong_order_are_noticed(tmp_path):
+    with pytest.raises(ValueError, match="p.csv, run 1: the shares sum to 7"):
+        reading(tmp_path, LOSSES, MIXTURES)
+
+
+@pytest.mark.parametrize("law", ["dml", "power"])
+def test_runs_that_determine_no_law_are_refused(law, tmp_path, capsys):
+    reading(tmp_path, "run,law,web\n1,.5,.5\n2,.5,.5\n3,.5,.5\n")
+    assert run(law, "--runs", tmp_path / "p.csv", tmp_path / "l.csv") == 2
+    assert "3 mixtures do not determine A for 2 groups" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_the_same_in_all_runs_is_no_measure_of_a_law(tmp_path, capsys):
+    reading(tmp_path, losses="run,law,web\n1,3,4\n2,3,3\n3,3,3\n")
+    assert run("power", "--runs", tmp_path / "p.csv", tmp_path / "l.csv") == 2
+    assert "the same in all runs" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there_is_exit_code_1(tmp_path, capsys):

@@ -1163,7 +1163,8 @@ def test_finished_runs_are_read_in_the_order_of_their_mixtures(tmp_path):
 
 
 @pytest.mark.parametrize("losses, says", [
-    ("run,a,b\n7,1,2\n", "same runs"), ("run,a,b\n7,one,2\n", "table of numbers"), ("", "table of"),
+    ("run,a,b\n7,1,2\n", "same runs"), ("run,a,b\n7,one,2\n", "'one' is not a number"),
+    ("", "no header"),
 ])
 def test_files_that_are_no_finished_runs_are_refused(tmp_path, losses, says):
     law = aioli.LogLinear(np.array([1., 2.]), np.array([[-1.5, .2], [.1, -.7]]))

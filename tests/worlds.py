@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import aioli
 from aioli import History, Peek, Train, Update
 
-NAMES = "abcdefghijkl"
+NAMES = "abcdefghijklmnopqrstuvwxyz"
 
 
 def history(m, batch=8, sizes=None, seed=0, warmup=.1):
