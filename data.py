@@ -227,7 +227,7 @@ class Corpus(NamedTuple):
     val: list
     test: list
     manifest: dict      # where it comes from: documents, bytes, tokens, sha256, versions, seconds
-    text: str = ""      # a digest of all these tokens: results compare where it is the same
+    digest: str = ""    # of all these tokens: results compare where it is the same
 
 
 def load(groups="all", data=None, encoding="bpe1024", cache=".cache", progress=print):
@@ -291,8 +291,8 @@ def open_corpus(folder, names):
         arrays[split].append(np.memmap(path, dtype, "r", shape=(entry["tokens"],)))
         digests.append(entry["sha256"])
 
-    text = hashlib.md5("".join(digests).encode()).hexdigest()[:8]
-    return Corpus(names, manifest["vocab"], **arrays, manifest=manifest, text=text)
+    digest = hashlib.md5("".join(digests).encode()).hexdigest()[:8]
+    return Corpus(names, manifest["vocab"], **arrays, manifest=manifest, digest=digest)
 
 
 def split_of(number):

@@ -604,8 +604,8 @@ def train(config, settings, corpus=None):
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
                             runs=runs_for(config, corpus.groups), warmup=config.warmup)
     method = program(config, settings, history)
-    flags = flags_of(config, settings, corpus.text)
-    known = scratch_runs(config, corpus.text) if config.past else []
+    flags = flags_of(config, settings, corpus.digest)
+    known = scratch_runs(config, corpus.digest) if config.past else []
     past, seconds = resume(checkpoint, trainer, flags) if config.resume else ([], 0.0)
 
     progress = Progress(config, corpus.groups)
@@ -788,7 +788,7 @@ def summarise(config, settings, trainer, history, wall):
     mixtures = mixtures_of(history, groups)
 
     return dict(
-        method=config.method, groups=groups, text=trainer.corpus.text, seed=config.seed,
+        method=config.method, groups=groups, text=trainer.corpus.digest, seed=config.seed,
         preset=config.preset, steps=steps["main"], tokens=steps["main"] * window,
         params=sum(weight.numel() for weight in main.model.parameters()),
         extra_steps=sum(steps.values()) - steps["main"], probe_steps=sum(probes),

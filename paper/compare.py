@@ -349,7 +349,7 @@ def compare(flags, config):
     cells = [(groups, flags.seed + n) for n in range(flags.seeds) for groups in flags.sets]
     corpora = {groups: data.load(groups, config.data or None, config.encoding, config.cache)
                for groups in flags.sets}
-    texts = {groups: corpus.text for groups, corpus in corpora.items()}
+    texts = {groups: corpus.digest for groups, corpus in corpora.items()}
     methods = [line for line in lines if line.kind == "method"]
     hear_first_requests(methods, corpora, config)
     folder.mkdir(parents=True, exist_ok=True)

@@ -201,11 +201,11 @@ def measure(config, fork, table, folder):
         raise ValueError(f"--warmup {config.warmup} leaves horizon less than three validations to "
                          "forecast from at a quarter of the run; take .18 or less")
     corpus = data.load(config.groups, config.data or None, config.encoding, config.cache)
-    rows = compare.read_rows(table, config, {config.groups: corpus.text}, "--table")
+    rows = compare.read_rows(table, config, {config.groups: corpus.digest}, "--table")
     runs = sweep_of(config, rows, table.parent)
 
     path = folder / "fidelity.json"
-    asked = dict(dataclasses.asdict(config), fork=fork, text=corpus.text,
+    asked = dict(dataclasses.asdict(config), fork=fork, text=corpus.digest,
                  sweep=[side.tolist() for side in runs])
     if path.exists():
         saved = json.loads(path.read_text("utf-8"))
