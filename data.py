@@ -25,6 +25,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -56,6 +57,7 @@ class DataError(ValueError):
 # ---- windows: T + 1 consecutive tokens from a multiple of T: T inputs, and T targets one further
 
 WHOLE = 10**9       # shares of windows are counted in billionths: integers do not drift
+PART = 2**20        # windows that are shuffled at once
 
 
 class Sampler:
@@ -83,8 +85,8 @@ class Sampler:
 
         self.drawn = np.zeros(len(self.names), np.int64)          # (m,) windows so far
         self.carry = np.zeros(len(self.names), np.int64)          # (m,) asked - planned, billionths
-        self.shuffled_epoch = [-1] * len(self.names)              # whose order `shuffled` holds
-        self.shuffled = [None] * len(self.names)                  # m orders of the windows
+        self.shuffled_part = [None] * len(self.names)             # which part `shuffled` holds
+        self.shuffled = [None] * len(self.names)                  # m orders of windows
         self._spread(np.zeros(len(self.names), np.int64))
 
     @property
@@ -171,15 +173,30 @@ class Sampler:
     def _next(self, j):
         """Draw group j's next window; returns where it starts, in tokens."""
         epoch, i = divmod(int(self.drawn[j]), int(self.windows[j]))
-        if self.shuffled_epoch[j] != epoch:                       # only one order is in memory
+        part, i = divmod(i, PART)
+        if self.shuffled_part[j] != (epoch, part):                # only one order is in memory
             seed = [self.seed, zlib.crc32(self.names[j].encode()), epoch]
-            self.shuffled[j] = np.random.default_rng(seed).permutation(self.windows[j])
-            self.shuffled_epoch[j] = epoch
+            self.shuffled[j] = shuffled(int(self.windows[j]), seed, part)
+            self.shuffled_part[j] = (epoch, part)
         self.drawn[j] += 1
         return int(self.shuffled[j][i]) * self.window
 
     def _setting(self):
         return [self.names, self.windows.tolist(), self.window, self.batch_size, self.seed]
+
+
+def shuffled(count, seed, part=0):
+    """Windows 0 ... count - 1 in random order; of more than 2^20, only this part: (up to 2^20,).
+
+    A part is spread over the whole text: it takes every k-th window. So no array is as long as the
+    corpus, and the parts 0, 1, ... together have each window once.
+    """
+    size = min(PART, count - part * PART)
+    seed = [*seed, part] if part else seed
+    order = np.random.default_rng(seed).permutation(size)
+    parts = -(-count // PART)
+    stride = next(k for k in itertools.count(parts) if math.gcd(k, count) == 1)    # to miss none
+    return (part * PART + order) * stride % count
 
 
 def billionths(p, total):
@@ -212,7 +229,7 @@ def fixed_windows(tokens, window, n, seed, name="text"):
         raise DataError(f"group {name} has {len(tokens)} tokens to be measured on, "
                         f"but a window takes {window + 1}: add text")
 
-    starts = np.random.default_rng(seed).permutation(available)[:n] * window        # (n,)
+    starts = shuffled(available, seed)[:n] * window                                 # (n,)
     places = starts[:, None] + np.arange(window + 1)                                # (n, T + 1)
     rows = np.asarray(tokens)[places].astype(np.int64)
     return rows[:, :-1].copy(), rows[:, 1:].copy()

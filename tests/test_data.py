@@ -111,6 +111,29 @@ def test_no_window_repeats_within_an_epoch():
     assert s.drawn.tolist() == [0, 96, 0] and s.epochs.tolist() == [0, 96 / 33, 0]
 
 
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 3))
+def test_a_large_epoch_has_each_window_once_in_parts_that_span_the_text(count, part, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "PART", part)
+        orders = [data.shuffled(count, [seed, 5], i).tolist() for i in range(-(-count // part))]
+    assert sorted(itertools.chain(*orders)) == list(range(count))
+    assert all(len(order) == part for order in orders[:-1])
+    if part >= 20:
+        assert all(np.ptp(order) > count / 2 for order in orders[:-1])
+
+
+def test_parts_of_an_epoch_have_orders_of_their_own(monkeypatch):
+    small = np.random.default_rng([0, 5]).permutation(50)
+    assert (data.shuffled(50, [0, 5]) == small).all()
+    monkeypatch.setattr(data, "PART", 50)
+    first, second = (data.shuffled(99, [0, 5], part) for part in range(2))
+    assert (first == 2 * small % 99).all()                        # every second window, and around
+    assert ((second - 2 * 50) % 99 != first[:49]).any()
+
+    windows = starts(draw(sampler(sizes=(1001, 11, 11), batch=5), [1, 0, 0], 20), 0)
+    assert sorted(windows) == list(range(0, 1000, 10))            # of two parts, through a Sampler
+
+
 @given(mixtures(3), mixtures(3), st.integers(0, 5))
 def test_same_seed_same_windows_within_each_group_whatever_the_mixtures(p, q, seed):
     other = sampler((1000, 77, 501, 333), ["g2", "new", "g0", "g1"], seed=seed)
