@@ -428,60 +428,57 @@ def learn_bpe(texts, size):
         if negative_count == 0 or -negative_count != words.pairs[pair]:
             continue                                              # the heap has a newer entry
 
-        left, right = pair
-        for changed in words.merge(pair, len(tokens)):
+        for changed in words.merge(pair, chr(len(tokens))):
             heapq.heappush(heap, (-words.pairs[changed], changed))
+        left, right = map(ord, pair)
         tokens.append(tokens[left] + tokens[right])               # no other pair spells the same
     return {token: rank for rank, token in enumerate(tokens)}
 
 
 class Words:
-    """The distinct pieces of some texts as lists of token ids, and how often pairs of ids occur."""
+    """The distinct pieces of some texts, and how often pairs of tokens occur in them.
+
+    A token is the character of its number: a piece is a string, and a pair is two characters.
+    """
 
     def __init__(self, texts):
         counter = collections.Counter()
         for text in texts:
             counter.update(regex.findall(PATTERN, text))
 
-        self.ids = [list(word.encode()) for word in counter]
+        self.words = [word.encode().decode("latin-1") for word in counter]
         self.counts = list(counter.values())
         self.pairs = collections.Counter()                        # pair: how often it occurs
         self.where = collections.defaultdict(set)                 # pair: the words it may be in
-        for word in range(len(self.ids)):
-            self._count(word, +1)
+        for word, tokens in enumerate(self.words):
+            for left, right in itertools.pairwise(tokens):
+                self._count(left + right, word, +1)
 
     def merge(self, pair, new):
-        """Make `pair` one token `new` in all words; returns the pairs whose counts this changed."""
+        """Make `pair` one token `new` in all words; returns the pairs whose counts this changed.
+
+        Only what stands beside the pair is counted anew, so that long words are no slower.
+        """
+        left, right = pair
         changed = set()
         for word in self.where.pop(pair):
-            changed.update(self._count(word, -1))
-            self.ids[word] = merge(self.ids[word], pair, new)
-            changed.update(self._count(word, +1))
+            parts = self.words[word].split(pair)
+            self.words[word] = new.join(parts)
+            for i, (before, after) in enumerate(itertools.pairwise(parts)):
+                if before or i:                                   # else the word begins with it
+                    changed.add(self._count((before[-1:] or right) + left, word, -1))
+                    changed.add(self._count((before[-1:] or new) + new, word, +1))
+                if after:                                         # else it is before the next one
+                    changed.add(self._count(right + after[0], word, -1))
+                    changed.add(self._count(new + after[0], word, +1))
+        self.pairs[pair] = 0
         return changed
 
-    def _count(self, word, sign):
-        """Put the pairs of a word into the counts (+1) or take them out (-1); returns them."""
-        ids = self.ids[word]
-        pairs = list(itertools.pairwise(ids))
-        for pair in pairs:
-            self.pairs[pair] += sign * self.counts[word]
-            self.where[pair].add(word)
-        return pairs
-
-
-def merge(ids, pair, new):
-    """Replace each `pair` in a list of token ids by `new`, from the left.
-
-    Example: merge([1, 2, 1, 2], (1, 2), 3) is [3, 3].
-    """
-    left, right = pair
-    merged = []
-    for token in ids:
-        if merged and merged[-1] == left and token == right:
-            merged[-1] = new    # never merges twice: `new` is longer than either half
-        else:
-            merged.append(token)
-    return merged
+    def _count(self, pair, word, sign):
+        """Put a pair of a word into the counts (+1) or take it out (-1); returns it."""
+        self.pairs[pair] += sign * self.counts[word]
+        self.where[pair].add(word)
+        return pair
 
 
 def own_encoding(name, folder, groups):

@@ -308,6 +308,25 @@ def test_merges_on_real_words_equal_those_of_a_naive_trainer():
     assert b"\n   " in ranks                                      # an indentation
 
 
+def test_a_merge_of_a_long_word_counts_anew_only_what_stands_beside_it(monkeypatch):
+    letters = np.random.default_rng(0).choice(list("acgt"), 20_000)
+    words, calls = data.Words(["".join(letters)]), []
+    assert len(words.words) == 1
+
+    def count(*args):
+        calls.append(args)
+        return real(*args)
+
+    real = words._count
+    monkeypatch.setattr(words, "_count", count)
+    for new in range(256, 300):
+        best = max(words.pairs, key=words.pairs.get)
+        words.merge(best, chr(new))
+    assert len(calls) <= 4 * (20_000 - len(words.words[0]))       # four for each that went
+    assert words.pairs + collections.Counter() == collections.Counter(
+        map("".join, itertools.pairwise(words.words[0])))
+
+
 def test_text_is_cut_before_words_and_after_indentations():
     pieces = data.regex.findall(data.PATTERN, "I don't:\n    été 42_x  \n")
     assert pieces == ["I", " don", "'t", ":", "\n   ", " été", " 42", "_", "x", "  \n"]
