@@ -57,8 +57,11 @@ class Config:
     # what
     method: str = "aioli"       # a name in aioli.METHODS
     groups: str = "all"         # groups of text, joined by + or comma; or all
-    data: str = ""              # folder of your own text, a group per sub-folder or file
-    encoding: str = "bpe1024"   # bpeN learns N byte pairs from the text; or tiktoken's gpt2, ...
+    data: str = ""              # folder of your own text, a group per sub-folder or file; hf:NAME
+    text_field: str = "text"    # of --data that is no .txt: the field of a document's text
+    group_field: str = ""       # of --data: the field, as in meta.source, whose values are groups
+    document_mark: str = ""     # of --data: stands between documents of a .txt; <|endoftext|> does
+    encoding: str = "bpe1024"   # bpeN learns N byte pairs from the text; tiktoken's gpt2; a file
     seed: int = 0               # initial weights, order of windows, probe order
     out: str = ""               # folder of the results; default: out/METHOD-GROUPS-sSEED
     cache: str = ".cache"       # folder for token files
@@ -593,9 +596,16 @@ def runs_for(config, groups):
 # --- One run, from text to result.json.
 
 
+def load_text(config, groups):
+    """data.load of these groups with the flags of a Config."""
+    return data.load(groups, config.data or None, config.encoding, config.cache,
+                     text_field=config.text_field, group_field=config.group_field,
+                     document_mark=config.document_mark, out=config.out or "out")
+
+
 def train(config, settings, corpus=None):
     """One run from text to result.json -> the result. ValueError for bad input, Stop on Ctrl-C."""
-    corpus = corpus or data.load(config.groups, config.data or None, config.encoding, config.cache)
+    corpus = corpus or load_text(config, config.groups)
     out = output_folder(config, corpus.groups)
     checkpoint = out / "checkpoint.pt"
 

@@ -200,7 +200,7 @@ def measure(config, fork, table, folder):
     if aioli.past_warmup(config.warmup, validated).sum() < 3:
         raise ValueError(f"--warmup {config.warmup} leaves horizon less than three validations to "
                          "forecast from at a quarter of the run; take .18 or less")
-    corpus = data.load(config.groups, config.data or None, config.encoding, config.cache)
+    corpus = train.load_text(config, config.groups)
     rows = compare.read_rows(table, config, {config.groups: corpus.digest}, "--table")
     runs = sweep_of(config, rows, table.parent)
 
@@ -225,7 +225,7 @@ def measure(config, fork, table, folder):
 def measure_sets(config, flags):
     """measure() of all data sets, a process each -> {data set: what was found}. ValueError."""
     for groups in data.SETS:            # tokens first, before two processes want them at once
-        data.load(groups, config.data or None, config.encoding, config.cache)
+        train.load_text(config, groups)
     same = dict(seed=flags.seed, fork=flags.fork, table=flags.table, cache=flags.cache)
 
     def work(groups):
