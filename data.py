@@ -8,26 +8,30 @@
 `Sampler` comes first: it is all that mixing needs. Below it, what `load` does for you: your own
 text, the tokeniser, the cache, and last the text that is already on this machine. A document (a
 file, a line of .jsonl, a block of a long file) is in one split only, and so are its copies.
-Nothing is downloaded, unless you ask for one of tiktoken's own encodings, and memory does not
-grow with the corpus.
+Nothing is downloaded, unless you ask for one of tiktoken's own encodings or for hf:NAME, and of a
+document only 100 bytes stay in memory.
 """
 import ast
 import base64
+import codecs
 import collections
 import contextlib
 import difflib
 import functools
-import gc
+import glob
 import gzip
 import hashlib
 import heapq
 import importlib.metadata
 import importlib.util
+import io
 import itertools
 import json
+import math
 import os
 import platform
 import re
+import shutil
 import sysconfig
 import tempfile
 import time
@@ -35,7 +39,7 @@ import warnings
 import zlib
 from pathlib import Path
 from pydoc_data.topics import topics    # the language reference as pydoc prints it: {title: text}
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import regex                            # comes with tiktoken, whose patterns it understands
@@ -52,10 +56,19 @@ SPLITS = ("train", "val", "test")
 class DataError(ValueError):
     """The user's text, names or folders are at fault. One line: what, where, what to do."""
 
+    def __init__(self, line):
+        super().__init__(printable(line))
+
+
+def printable(text):
+    """A text without control characters: names of files can hold line breaks and escapes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
 
 # ---- windows: T + 1 consecutive tokens from a multiple of T: T inputs, and T targets one further
 
 WHOLE = 10**9       # shares of windows are counted in billionths: integers do not drift
+PART = 2**20        # windows that are shuffled at once
 
 
 class Sampler:
@@ -83,8 +96,8 @@ class Sampler:
 
         self.drawn = np.zeros(len(self.names), np.int64)          # (m,) windows so far
         self.carry = np.zeros(len(self.names), np.int64)          # (m,) asked - planned, billionths
-        self.shuffled_epoch = [-1] * len(self.names)              # whose order `shuffled` holds
-        self.shuffled = [None] * len(self.names)                  # m orders of the windows
+        self.shuffled_part = [None] * len(self.names)             # which part `shuffled` holds
+        self.shuffled = [None] * len(self.names)                  # m orders of windows
         self._spread(np.zeros(len(self.names), np.int64))
 
     @property
@@ -175,15 +188,30 @@ class Sampler:
     def _next(self, j):
         """Draw group j's next window; returns where it starts, in tokens."""
         epoch, i = divmod(int(self.drawn[j]), int(self.windows[j]))
-        if self.shuffled_epoch[j] != epoch:                       # only one order is in memory
+        part, i = divmod(i, PART)
+        if self.shuffled_part[j] != (epoch, part):                # only one order is in memory
             seed = [self.seed, zlib.crc32(self.names[j].encode()), epoch]
-            self.shuffled[j] = np.random.default_rng(seed).permutation(self.windows[j])
-            self.shuffled_epoch[j] = epoch
+            self.shuffled[j] = shuffled(int(self.windows[j]), seed, part)
+            self.shuffled_part[j] = (epoch, part)
         self.drawn[j] += 1
         return int(self.shuffled[j][i]) * self.window
 
     def _setting(self):
         return [self.names, self.windows.tolist(), self.window, self.batch_size, self.seed]
+
+
+def shuffled(count, seed, part=0):
+    """Windows 0 ... count - 1 in random order; of more than 2^20, only this part: (up to 2^20,).
+
+    A part is spread over the whole text: it takes every k-th window. So no array is as long as the
+    corpus, and the parts 0, 1, ... together have each window once.
+    """
+    size = min(PART, count - part * PART)
+    seed = [*seed, part] if part else seed
+    order = np.random.default_rng(seed).permutation(size)
+    parts = -(-count // PART)
+    stride = next(k for k in itertools.count(parts) if math.gcd(k, count) == 1)    # to miss none
+    return (part * PART + order) * stride % count
 
 
 def billionths(p, total):
@@ -216,7 +244,7 @@ def fixed_windows(tokens, window, n, seed, name="text"):
         raise DataError(f"group {name} has {len(tokens)} tokens to be measured on, "
                         f"but a window takes {window + 1}: add text")
 
-    starts = np.random.default_rng(seed).permutation(available)[:n] * window        # (n,)
+    starts = shuffled(available, seed)[:n] * window                                 # (n,)
     places = starts[:, None] + np.arange(window + 1)                                # (n, T + 1)
     rows = np.asarray(tokens)[places].astype(np.int64)
     return rows[:, :-1].copy(), rows[:, 1:].copy()
@@ -231,26 +259,45 @@ class Corpus(NamedTuple):
     val: list
     test: list
     manifest: dict      # where it comes from: documents, bytes, tokens, sha256, versions, seconds
-    text: str = ""      # a digest of all these tokens: results compare where it is the same
+    digest: str = ""    # of all these tokens: results compare where it is the same
 
 
-def load(groups="all", data=None, encoding="bpe1024", cache=".cache", progress=print):
+def load(groups="all", data=None, encoding="bpe1024", cache=".cache", progress=print, *,
+         text_field="text", group_field="", document_mark="", out="out"):
     """A Corpus of the groups asked for, prepared on the first call, memory-mapped on later ones.
 
-    groups: "all", or names joined by + or commas. data: a folder of your own text, or None for the
-    embedded groups. encoding: bpeN or a tiktoken name; bpeN is learnt from all groups there are,
-    whichever are asked for, so that numbers of different data sets compare. progress: called with
-    short lines, or None. Raises DataError.
+    groups: "all", or names joined by + or commas. data: a folder of your own text, hf:NAME or
+    hf:NAME:CONFIG of a data set on the Hugging Face hub, or None for the embedded groups. encoding:
+    bpeN, a tiktoken name, or a file (tiktoken ranks, tokenizer.json); bpeN is learnt from all
+    groups there are, whichever are asked for, so that numbers of different data sets compare.
+    progress: called with short lines, or None. text_field, group_field, document_mark: see Form.
+    out: a folder of results, which are no text even where they are inside `data`. Raises DataError.
     """
-    files = dict.fromkeys(GROUPS) if data is None else own_files(Path(data))
-    names = names_asked(groups, files, data or "embedded")
-    key = cache_key(files, data, encoding)
+    def say(line):
+        if progress:
+            progress(printable(line))
 
+    form = Form(text_field, group_field, document_mark)
+    files, skipped = dict.fromkeys(GROUPS), {}
+    if data is not None:
+        apart = {Path(cache): "it is the cache", Path(out): "it is for results"}
+        files, skipped = own_files(Path(data), form, apart)
+    elif form != Form():
+        raise DataError("fields and marks are of your own text: name its folder, too")
+    for line in skipped_lines(skipped):
+        say(line)
+    if not group_field:                                           # else the text tells, not files
+        for name in names_asked(groups, files, data or "embedded"):
+            check_not_empty(name, files[name], skipped)
+
+    folder = Path(cache) / cache_key(files, data, encoding, form)
     try:
-        folder = Path(cache) / key
-        if not folder.exists():
-            prepare(files, folder, encoding, progress or (lambda line: None))
-        return open_corpus(folder, names)
+        if not is_whole(folder):
+            if folder.exists():
+                say(f"{folder} is not as it was written: preparing again")
+                shutil.rmtree(folder, ignore_errors=True)
+            prepare(files, folder, encoding, form, skipped, say)
+        return open_corpus(folder, groups, data or "embedded")
     except OSError as error:
         raise DataError(f"cannot use the cache {cache} ({error.strerror or error}): "
                         f"free it or choose another") from None
@@ -279,24 +326,26 @@ def nearest(name, known):
     return f", did you mean {close[0]}?" if close else ""
 
 
-def open_corpus(folder, names):
+def open_corpus(folder, groups, place):
     """Memory-map these groups; DataError where one has nothing to train or to be measured on."""
     manifest = json.loads((folder / "manifest.json").read_text())
+    names = names_asked(groups, manifest["groups"], place)
     dtype = dtype_of(manifest["vocab"])
     arrays = {split: [] for split in SPLITS}
     digests = []
 
     for name, split in itertools.product(names, SPLITS):
-        entry = manifest["groups"][name][split]
+        counts = manifest["groups"][name]
+        entry = counts[split]
         if not entry["tokens"]:
-            raise DataError(f"group {name} has no {split} text: "
+            raise DataError(f"group {name} has no {split} text ({of_copies(counts)}): "
                             f"give it ten or more different documents, or leave it out")
         path = folder / f"{name}.{split}.bin"
         arrays[split].append(np.memmap(path, dtype, "r", shape=(entry["tokens"],)))
         digests.append(entry["sha256"])
 
-    text = hashlib.md5("".join(digests).encode()).hexdigest()[:8]
-    return Corpus(names, manifest["vocab"], **arrays, manifest=manifest, text=text)
+    digest = hashlib.md5("".join(digests).encode()).hexdigest()[:8]
+    return Corpus(names, manifest["vocab"], **arrays, manifest=manifest, digest=digest)
 
 
 def split_of(number):
@@ -304,90 +353,290 @@ def split_of(number):
     return {3: "val", 7: "test"}.get(number % 10, "train")
 
 
-# ---- your own text: a group per sub-folder or top-level file
+# ---- your own text: a group per sub-folder or top-level file, or per value of a field
 
-TEXT_FILE = r"\.(txt|jsonl)(\.gz)?$"
+TEXT = r"\.txt(\.gz|\.zst)?$"
+LINES = r"\.jsonl?(\.gz|\.zst)?$"       # an object a line; where all is one array, see rows_of
+TABLE = r"\.(parquet|arrow)$"
+NEEDS = {".parquet": "datasets", ".arrow": "datasets", ".zst": "pyarrow"}   # optional packages
+NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+HUB = "hf:"
+MARK = "<|endoftext|>"
 CLIP = 60_000       # characters of a file: one generated giant must not fill its group
+MOST_GROUPS = 100   # values of a field: one with more is hardly the kind of a text
 
 
-def own_files(root):
-    """{group: its files} of a user's folder, in alphabetical order. Raises DataError."""
+class Form(NamedTuple):
+    """What a user's documents look like; a.b is field b of the object in field a."""
+    text: str = "text"      # the field of a document's text
+    group: str = ""         # the field whose values are the groups; "": folders and files are
+    mark: str = ""          # stands between the documents of a .txt; "": MARK, if it does
+
+
+def own_files(root, form, apart):
+    """({group: its files}, {name of what is not read: why}) of a user's folder, by alphabet.
+
+    Links are followed, but nothing is read twice. apart: {folder: what it is instead of text}.
+    Raises DataError.
+    """
+    if str(root).startswith(HUB) and not form.group:
+        raise DataError(f"{root} needs --group-field: the field whose values are the groups")
+    if str(root).startswith(HUB):
+        return {str(root): [root]}, {}
     if not root.is_dir():
         raise DataError(f"no folder {root}: "
                         f"give one with a sub-folder or a .txt or .jsonl file for each group")
+    known = f"{LINES}|{TABLE}" if form.group else f"{TEXT}|{LINES}|{TABLE}"
+    files, skipped, raw_names = {}, {}, {}
 
-    files = {}
-    for entry in sorted(root.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            found = walk(entry, TEXT_FILE)
-            visible = [path for name, path in found if not re.search(r"(^|/)\.", name)]
-            files.setdefault(entry.name, []).extend(sorted(visible))
-        elif re.search(TEXT_FILE, entry.name):
-            files.setdefault(re.sub(TEXT_FILE, "", entry.name), []).append(entry)
-
-    for group in files:
-        if re.search("[+,]", group):
-            raise DataError(f"group {group!r} has one of + and , in its name, "
-                            f"which join names: rename it")
-    return files
-
-
-def own_text(files):
-    """Yield (split, text) of a user's group while reading its files."""
-    few = len(files) < 10
-    documents = itertools.chain.from_iterable(own_documents(path, few) for path in files)
-    for rank, document in enumerate(documents):
-        for text in document:
-            yield split_of(rank), text
-
-
-def own_documents(path, few):
-    """Yield a file's documents, each as its pieces of text.
-
-    A document is a line of .jsonl, a whole .txt file or, where the files are few, a block of one.
-    """
-    if ".jsonl" in path.name:
-        for number, line in enumerate(pieces(path, 0), 1):
-            if line.strip():
-                yield [json_text(path, number, line)]
-    elif few:
-        size = min(8192, max(256, path.stat().st_size // 40))
-        for block in pieces(path, size):
-            yield [block]
-    else:
-        yield pieces(path, CLIP)
-
-
-def pieces(path, size):
-    """Yield a file's text in pieces of at least `size` bytes that end where a line ends.
-
-    size 0: line by line. Raises DataError if the file cannot be read or is not UTF-8.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    start = 0                                                     # of the piece, in bytes
     try:
-        with opener(path, "rb") as file:
-            blocks = iter(lambda: b"".join(file.readlines(size)), b"")    # until one is empty
-            for raw in (blocks if size else file):
-                yield raw.decode()
-                start += len(raw)
+        met = {identity(folder): what for folder, what in apart.items() if folder.exists()}
+        if identity(root) in met:
+            raise DataError(f"cannot read {root}, as {met[identity(root)]}: use another folder")
+        met[identity(root)] = "it is all of it again"
+        ahead = sorted(root.iterdir(), reverse=True)
+        while ahead:
+            path = ahead.pop()
+            name = path.relative_to(root)
+            why = why_not(path, known, met)
+            if why:
+                skipped[str(name)] = why
+                continue
+            met[identity(path)] = f"it is {name}"
+            is_alone = path.is_file() and len(name.parts) == 1
+            top = re.sub(known, "", path.name) if is_alone else name.parts[0]
+            group = files.setdefault(group_name(top, raw_names), [])
+            if path.is_dir():
+                ahead += sorted(path.iterdir(), reverse=True)
+            else:
+                group.append(path)
+    except OSError as error:                                      # a link that leads nowhere
+        raise DataError(f"cannot read {error.filename} ({error.strerror}): "
+                        f"repair it or take it away") from None
+    return files, skipped
+
+
+def identity(path):
+    """What a file or folder and all links to it have in common; OSError if it is not there."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def why_not(path, known, met):
+    """Why a file or folder is not read, or ""; OSError, DataError if it has to be but cannot.
+
+    met: {identity: what it is} of what is read already or never.
+    """
+    if path.name.startswith("."):
+        return "it is hidden"
+    if identity(path) in met or path.is_dir():
+        return met.get(identity(path), "")
+    if path.name in NOTES:
+        return "it describes a data set"
+    if not re.search(known, path.name):
+        return "files of its ending are not read"
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe or a device, not a file: take it away")
+    return ""
+
+
+def skipped_lines(skipped):
+    """Yield a line for each reason, with ten names at most."""
+    reasons = collections.defaultdict(list)
+    for name, why in skipped.items():
+        reasons[why].append(name)
+    for why, names in reasons.items():
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        yield f"not read, as {why}: {', '.join(names[:10])}{more}"
+
+
+def check_not_empty(group, files, skipped):
+    """Raise DataError, with what there is instead, if a group has no file to read."""
+    inside = {name: why for name, why in skipped.items() if clean(Path(name).parts[0]) == group}
+    if files == []:
+        why = "; ".join(skipped_lines(inside)) or "its folder is empty"
+        raise DataError(f"group {group} has no text ({why}): "
+                        f"give it .txt, .jsonl, .json, .parquet or .arrow, or leave it out")
+
+
+def clean(name):
+    """A group's name as it can be printed, be part of a path, and of a list joined by + or commas.
+    """
+    safe = re.sub(r"[?/\\+,]", "_", printable(name)).encode()[:80].decode(errors="ignore")
+    return safe.strip(" .") or "_"
+
+
+def group_name(raw, raw_names):
+    """clean(raw), if no other name becomes the same. raw_names: {name: raw} so far. DataError."""
+    name = clean(raw)
+    if raw_names.setdefault(name, raw) != raw:
+        raise DataError(f"groups {raw!r} and {raw_names[name]!r} would both be called {name}: "
+                        f"rename one")
+    return name
+
+
+def own_documents(files, form, say):
+    """Yield (value of the group field or "", whether a document starts here, text) of files.
+
+    A document is a line of .jsonl, a row, what stands between marks, a whole .txt file or, where
+    the files are few, a block of one. A long one comes in blocks.
+    """
+    few, marked = len(files) < 10, 0
+    for path in files:
+        if re.search(TEXT, path.name):
+            marked += yield from text_documents(path, few, form.mark or MARK)
+            continue
+        for where, record in records(path):
+            text = field(record, form.text, str, where, "--text-field")
+            group = ""
+            if form.group:
+                group = field(record, form.group, (str, int), where, "--group-field")
+            for number, block in enumerate(cut(text, CLIP)):
+                yield group, number == 0, block
+    if marked or form.mark:
+        say(f"{marked} of {len(files)} files are cut into documents at {form.mark or MARK}")
+
+
+def text_documents(path, few, mark):
+    """As own_documents, of a .txt file; returns whether the mark is in its first megabyte."""
+    texts = read(path, 2**20)
+    first = next(texts, "")
+    is_marked = mark in first
+    in_blocks = few and not is_marked
+    size = min(8192, max(256, path.stat().st_size // 80)) if in_blocks else CLIP
+    for starts, block in blocks(itertools.chain([first], texts), size, mark):
+        yield "", starts or in_blocks, block
+    return is_marked
+
+
+def blocks(texts, size, mark):
+    """Yield (whether a document starts, block) of texts, joined, with a mark between documents."""
+    starts, held = True, ""
+    for text in texts:
+        *whole, last = (held + text).split(mark)
+        for document in whole:
+            for block in cut(document, size):
+                yield starts, block
+                starts = False
+            starts = True
+        *begun, rest = cut(last[:-len(mark)], size)
+        held = rest + last[-len(mark):]                           # a mark may have begun there
+        for block in begun:
+            yield starts, block
+            starts = False
+    yield starts, held
+
+
+def cut(text, size):
+    """A text as blocks that end at the first end of a line after `size` characters, or, if that
+    takes twice that, at a space. The last is what is left."""
+    found, start = [], 0
+    while True:
+        longest = start + 2 * size
+        end = text.find("\n", start + size, longest) + 1
+        if not end and len(text) < longest:
+            return [*found, text[start:]]
+        end = end or text.rfind(" ", start, longest) + 1 or longest
+        found.append(text[start:end])
+        start = end
+
+
+def read(path, size):
+    """Yield a file's text in pieces of `size` bytes, or line by line if size is 0.
+
+    Raises DataError if the file cannot be read or is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()         # without a byte order mark
+    end = 0                                                       # of the piece, in bytes
+    try:
+        with opened(path) as file:
+            pieces = iter(lambda: file.read(size), b"") if size else file
+            for raw in itertools.chain(pieces, [b""]):
+                end += len(raw)
+                yield decoder.decode(raw, final=not raw)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {start + error.start}: "
+        place = end - len(error.object) + error.start
+        raise DataError(f"{path} is not UTF-8 at byte {place}: "
                         f"convert it or take it away") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path} ({error}): repair it or take it away") from None
 
 
-def json_text(path, number, line):
-    """The text of one line of a .jsonl file; DataError if it has none."""
+def opened(path):
+    """A file of bytes, decompressed."""
+    if path.suffix == ".zst":
+        return io.BufferedReader(optional("pyarrow", path).input_stream(path, compression="zstd"))
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+
+
+def optional(package, what):
+    """An imported package that requirements.txt does not name; DataError if it is not there."""
     try:
-        text = json.loads(line.lstrip("\ufeff"))["text"]          # without a byte order mark
-        return text.encode("utf-8", "replace").decode()           # JSON can hold half a character
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise DataError(f'{path}, line {number}, has no "text": '
-                        f'each line must be like {{"text": "..."}}') from None
+        return importlib.import_module(package)
+    except ImportError:
+        raise DataError(f"{what} needs the package {package}: pip install {package}") from None
+
+
+def records(path):
+    """Yield (where it is, object) for each line of JSON, or each row of other formats."""
+    is_lines = re.search(LINES, path.name)
+    if is_lines and not next(read(path, 2**10), "").lstrip().startswith("["):
+        for number, line in enumerate(read(path, 0), 1):
+            if line.strip():
+                where = f"{path}, line {number},"
+                yield where, json_object(line, where)
+    else:
+        for number, row in enumerate(rows_of(path), 1):
+            yield f"{path}, row {number},", row
+
+
+def json_object(line, where):
+    """The object of one line of JSON; DataError if there is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f'{where} is not a JSON object like {{"text": "..."}}: '
+                        f'each line must be one')
+    return found
+
+
+def field(record, name, kind, where, flag):
+    """The field a.b.c of an object, as text; DataError if it has none of this kind."""
+    value = record
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if not isinstance(value, kind):
+        raise DataError(f'{where} has no "{name}" that is text: its fields are '
+                        f'{", ".join(fields(record))[:500]}; name one with {flag}')
+    return str(value).encode("utf-8", "replace").decode()         # JSON can hold half a character
+
+
+def fields(record):
+    """Yield the names of an object's fields, and of those of objects in it."""
+    for name, value in record.items():
+        inner = value if isinstance(value, dict) else ()
+        yield from [f"{name}.{each}" for each in inner] or [name]
+
+
+def rows_of(path):
+    """Yield the rows, as dicts, of a parquet, arrow or JSON file or of hf:NAME, while reading.
+
+    The package datasets does it; whatever it raises becomes a DataError.
+    """
+    datasets = optional("datasets", path)
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)     # the error says it all
+    kind, files = [{".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix, "json")], None
+    if str(path).startswith(HUB):
+        kind = str(path).removeprefix(HUB).split(":")             # NAME or NAME:CONFIG
+    else:
+        files = glob.escape(str(path))
+    try:
+        yield from datasets.load_dataset(*kind, data_files=files, split="train", streaming=True)
+    except Exception as error:
+        raise DataError(f"datasets cannot read {path} ({type(error).__name__}: {error}): "
+                        f"repair it or take it away") from None
 
 
 # ---- the tokeniser: byte-pair encoding
@@ -415,108 +664,174 @@ def learn_bpe(texts, size):
         if negative_count == 0 or -negative_count != words.pairs[pair]:
             continue                                              # the heap has a newer entry
 
-        left, right = pair
-        for changed in words.merge(pair, len(tokens)):
+        for changed in words.merge(pair, chr(len(tokens))):
             heapq.heappush(heap, (-words.pairs[changed], changed))
+        left, right = map(ord, pair)
         tokens.append(tokens[left] + tokens[right])               # no other pair spells the same
     return {token: rank for rank, token in enumerate(tokens)}
 
 
 class Words:
-    """The distinct pieces of some texts as lists of token ids, and how often pairs of ids occur."""
+    """The distinct pieces of some texts, and how often pairs of tokens occur in them.
+
+    A token is the character of its number: a piece is a string, and a pair is two characters.
+    """
 
     def __init__(self, texts):
         counter = collections.Counter()
         for text in texts:
             counter.update(regex.findall(PATTERN, text))
 
-        self.ids = [list(word.encode()) for word in counter]
+        self.words = [word.encode().decode("latin-1") for word in counter]
         self.counts = list(counter.values())
         self.pairs = collections.Counter()                        # pair: how often it occurs
         self.where = collections.defaultdict(set)                 # pair: the words it may be in
-        for word in range(len(self.ids)):
-            self._count(word, +1)
+        for word, tokens in enumerate(self.words):
+            for left, right in itertools.pairwise(tokens):
+                self._count(left + right, word, +1)
 
     def merge(self, pair, new):
-        """Make `pair` one token `new` in all words; returns the pairs whose counts this changed."""
+        """Make `pair` one token `new` in all words; returns the pairs whose counts this changed.
+
+        Only what stands beside the pair is counted anew, so that long words are no slower.
+        """
+        left, right = pair
         changed = set()
         for word in self.where.pop(pair):
-            changed.update(self._count(word, -1))
-            self.ids[word] = merge(self.ids[word], pair, new)
-            changed.update(self._count(word, +1))
+            parts = self.words[word].split(pair)
+            self.words[word] = new.join(parts)
+            for i, (before, after) in enumerate(itertools.pairwise(parts)):
+                if before or i:                                   # else the word begins with it
+                    changed.add(self._count((before[-1:] or right) + left, word, -1))
+                    changed.add(self._count((before[-1:] or new) + new, word, +1))
+                if after:                                         # else it is before the next one
+                    changed.add(self._count(right + after[0], word, -1))
+                    changed.add(self._count(new + after[0], word, +1))
+        self.pairs[pair] = 0
         return changed
 
-    def _count(self, word, sign):
-        """Put the pairs of a word into the counts (+1) or take them out (-1); returns them."""
-        ids = self.ids[word]
-        pairs = list(itertools.pairwise(ids))
-        for pair in pairs:
-            self.pairs[pair] += sign * self.counts[word]
-            self.where[pair].add(word)
-        return pairs
+    def _count(self, pair, word, sign):
+        """Put a pair of a word into the counts (+1) or take it out (-1); returns it."""
+        self.pairs[pair] += sign * self.counts[word]
+        self.where[pair].add(word)
+        return pair
 
 
-def merge(ids, pair, new):
-    """Replace each `pair` in a list of token ids by `new`, from the left.
+class Tokeniser(NamedTuple):
+    vocab: int          # all ids are below
+    end: list           # the ids that end a document
+    encode: Callable    # list of texts -> list of lists of ids
 
-    Example: merge([1, 2, 1, 2], (1, 2), 3) is [3, 3].
-    """
-    left, right = pair
-    merged = []
-    for token in ids:
-        if merged and merged[-1] == left and token == right:
-            merged[-1] = new    # never merges twice: `new` is longer than either half
-        else:
-            merged.append(token)
-    return merged
+
+def of_tiktoken(enc):
+    """A tiktoken.Encoding as a Tokeniser."""
+    has_end = MARK in enc.special_tokens_set
+    end = [enc.eot_token] if has_end else enc.encode_ordinary("\n\n")
+    encode = functools.partial(enc.encode_ordinary_batch, num_threads=os.cpu_count() or 1)
+    return Tokeniser(enc.n_vocab, end, encode)
 
 
 def own_encoding(name, folder, groups):
-    """bpeN as a tiktoken.Encoding, learnt from training text; DataError if N is out of range.
+    """bpeN, learnt from training text, as a Tokeniser.
 
     groups: {name: counts} of all that is in `folder`, where the encoding is written, too.
     """
-    size = int(name.removeprefix("bpe"))
-    if not 256 <= size <= 65536:
-        raise DataError(f"encoding {name}: bpeN needs an N from 256 to 65536")
-
     texts = []
     for group, counts in groups.items():
-        every = max(1, counts["train"]["bytes"] // SAMPLE)        # so about SAMPLE bytes in all
         with open(folder / f"{group}.train.jsonl") as file:
-            texts += map(json.loads, itertools.islice(file, 0, None, every))
+            texts += sample(map(json.loads, file), counts["train"]["bytes"])
 
-    ranks = learn_bpe(texts, size)
+    ranks = learn_bpe(texts, int(name.removeprefix("bpe")))
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
-    (folder / f"{name}.tiktoken").write_text("".join(lines))      # for load_tiktoken_bpe
+    (folder / f"{name}.tiktoken").write_text("".join(lines))
+    return of_tiktoken(ranked(name, ranks))
+
+
+def sample(texts, total):
+    """Yield every k-th of texts of `total` bytes: SAMPLE bytes or so, and not many more."""
+    every = max(1, total // SAMPLE)
+    seen = taken = 0
+    for number, text in enumerate(texts):
+        size = len(text.encode())
+        seen += size
+        if number % every == 0 and taken <= SAMPLE * (1 + seen / total):
+            taken += size
+            yield text
+
+
+def ranked(name, ranks):
+    """The tiktoken.Encoding of {token as bytes: rank}."""
     return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
 def known_encoding(name):
-    """One of tiktoken's own encodings; DataError if none has this name or it is out of reach."""
+    """A tiktoken encoding or a file's, as a Tokeniser; DataError if there is none, or no way to it.
+    """
     known = tiktoken.list_encoding_names()
+    if name not in known and Path(name).is_file():
+        return json_encoding(name) if name.endswith(".json") else rank_encoding(name)
     if name not in known:
-        raise DataError(f"no encoding {name!r}{nearest(name, known)}: "
-                        f"use bpeN (N tokens, learnt here) or {', '.join(known)}")
+        raise DataError(f"no encoding {name!r}{nearest(name, known)}: use bpeN (N tokens, learnt "
+                        f"here), {', '.join(known)}, or a file of ranks or tokenizer.json")
     try:
-        return tiktoken.get_encoding(name)
+        return of_tiktoken(tiktoken.get_encoding(name))
     except (OSError, ValueError) as error:
         raise DataError(f"tiktoken could not fetch {name} ({type(error).__name__}): "
                         f"go online once, or use bpe1024") from None
 
 
+def rank_encoding(path):
+    """A file of lines "token in base64, rank", read with GPT-2's pattern, as a Tokeniser."""
+    try:
+        lines = [line.split() for line in Path(path).read_text("utf-8").splitlines()]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no file of tiktoken ranks ({error})") from None
+    ids = set(ranks.values())
+    has_bytes = all(bytes([i]) in ranks for i in range(256))
+    if not has_bytes or len(ids) < len(ranks) or min(ids) < 0 or max(ids) >= 2**31:
+        raise DataError(f"{path} is no file of tiktoken ranks: it needs all 256 single bytes, and "
+                        f"for each token a rank of its own")
+    return of_tiktoken(ranked(Path(path).name, ranks))
+
+
+def json_encoding(path):
+    """A tokenizer.json as a Tokeniser. All of a text is encoded: nothing is cut off or added."""
+    package = optional("tokenizers", path)
+    try:
+        found = package.Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise DataError(f"{path} is no tokenizer.json ({error})") from None
+    found.no_truncation()
+    found.no_padding()
+    found.encode_special_tokens = True                            # a mark in a text is text
+
+    def encode(texts):
+        return [each.ids for each in found.encode_batch(texts, add_special_tokens=False)]
+
+    ids = found.get_vocab()
+    ends = [ids[name] for name in (MARK, "</s>", "<|end_of_text|>") if name in ids]
+    return Tokeniser(max(ids.values()) + 1, ends[:1] or encode(["\n\n"])[0], encode)
+
+
 # ---- the cache: <cache>/<key>/<group>.<split>.bin and manifest.json
 
-PREP = 1            # raise it when preparation changes: caches are then made again
+PREP = 2            # raise it when preparation changes: caches are then made again
+CHEAP = 2**23       # bytes of a token file up to which it is read to see whether it is whole
 
 
-def cache_key(files, data, encoding):
-    """A folder name that changes with all that the tokens depend on; DataError as file_stats."""
+def cache_key(files, data, encoding, form):
+    """A folder name that changes with all that the tokens depend on."""
     kind, source = "embedded", versions()
     if data is not None:
-        kind, source = "own", [str(Path(data).resolve()), list(files), file_stats(files)]
+        paths = [path for path in itertools.chain(*files.values()) if path != Path(data)]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        kind, source = "own", [str(Path(data).resolve()), form, list(files), stats]
+    if Path(encoding).is_file():
+        source = [source, hashlib.md5(Path(encoding).read_bytes()).hexdigest()]
     digest = hashlib.md5(json.dumps([PREP, source, encoding]).encode()).hexdigest()
-    return f"{kind}-{re.sub('[^a-z0-9_]', '-', encoding)}-{digest[:10]}"
+    name = re.sub("[^a-z0-9_]", "-", Path(encoding).name[:40])
+    return f"{kind}-{name}-{digest[:10]}"
 
 
 def versions():
@@ -526,17 +841,7 @@ def versions():
     return {"python": platform.python_version()} | found
 
 
-def file_stats(files):
-    """(path, size, time of change) of each of the user's files; DataError if one is not there."""
-    try:
-        stats = [(path, path.stat()) for path in itertools.chain.from_iterable(files.values())]
-    except OSError as error:                                      # a link that leads nowhere
-        raise DataError(f"cannot read {error.filename} ({error.strerror}): "
-                        f"repair it or take it away") from None
-    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-
-
-def prepare(files, folder, encoding, progress):
+def prepare(files, folder, encoding, form, skipped, say):
     """Read, split, tokenise and describe all groups in a temporary folder, then rename it.
 
     So nothing is ever half-written. Of two processes that prepare at once, the second finds the
@@ -544,99 +849,176 @@ def prepare(files, folder, encoding, progress):
     """
     start = time.time()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    learnt = re.fullmatch(r"bpe\d+", encoding)
+    learnt = re.fullmatch(r"bpe(\d+)", encoding)
+    if learnt and not 256 <= int(learnt[1]) <= 65536:             # fail before an hour's reading
+        raise DataError(f"encoding {encoding}: bpeN needs an N from 256 to 65536")
     if not learnt:
-        enc = known_encoding(encoding)                            # fail before an hour's reading
+        tokeniser = known_encoding(encoding)
+    for path in itertools.chain(*filter(None, files.values())):
+        if path.suffix in NEEDS:
+            optional(NEEDS[path.suffix], path)
 
     with tempfile.TemporaryDirectory(prefix="preparing-", dir=folder.parent) as work:
         work = Path(work)
-        groups = read_groups(files, work, progress)
+        groups = read_groups(files, form, work, say)
         if learnt:
-            progress(f"learning {encoding} ...")
-            enc = own_encoding(encoding, work, groups)
+            say(f"learning {encoding} ...")
+            tokeniser = own_encoding(encoding, work, groups)
         for group, counts in groups.items():
-            progress(f"encoding {group} ...")
+            say(f"encoding {group} ...")
             for split in SPLITS:
-                counts[split] |= write_tokens(work, f"{group}.{split}", enc)
+                counts[split] |= write_tokens(work, f"{group}.{split}", tokeniser)
 
-        manifest = {"groups": groups, "encoding": encoding, "versions": versions(),
-                    "vocab": enc.n_vocab, "seconds": round(time.time() - start, 1)}
+        manifest = {"groups": groups, "encoding": encoding, "form": form._asdict(),
+                    "skipped": skipped, "versions": versions(), "vocab": tokeniser.vocab,
+                    "seconds": round(time.time() - start, 1)}
+        manifest["checksum"] = checksum(manifest)
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
         with contextlib.suppress(OSError):
             work.rename(folder)
 
 
-def read_groups(files, work, progress):
-    """Write the documents of all groups into `work`; returns {group: counts as of write_text}."""
-    digests = set()                                               # of all text, in whatever group
-    groups = {}
+def checksum(manifest):
+    """Of all else that a manifest says: one that was cut or edited is not believed."""
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.md5(json.dumps(rest).encode()).hexdigest()
+
+
+def is_whole(folder):
+    """Whether a prepared folder is as it was written: files by their size, small ones by sha256."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["checksum"] != checksum(manifest):
+            return False
+        width = np.dtype(dtype_of(manifest["vocab"])).itemsize
+        for group, split in itertools.product(manifest["groups"], SPLITS):
+            path, entry = folder / f"{group}.{split}.bin", manifest["groups"][group][split]
+            size = path.stat().st_size
+            if size != width * entry["tokens"]:
+                return False
+            if size <= CHEAP and hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+                return False
+        return True
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
+
+def read_groups(files, form, work, say):
+    """Write the documents of all groups into `work`; returns {group: counts as of a Writer}."""
+    digests = {}                                                  # {of a text: the group it is in}
+    writers, raw_names = {}, {}
     for group, paths in files.items():
-        progress(f"reading {group} ...")
-        documents = embedded_text(group) if paths is None else own_text(paths)
-        if paths is None and group in BOILERPLATE:
-            documents = without_repeats(documents, digests)
-        groups[group] = write_text(documents, work, group, digests)
+        say(f"reading {group} ...")
+        if not form.group:
+            writers[group] = Writer(work, group, digests)
+        if paths is None:
+            for split, text in embedded_text(group):
+                if group in BOILERPLATE:
+                    text = without_repeats(text, digests, group)
+                writers[group].add(text, split=split)
+            continue
+        for value, starts, text in own_documents(paths, form, say):
+            name = group_name(value, raw_names) if form.group else group
+            if name not in writers:
+                writers[name] = Writer(work, name, digests)
+            writers[name].add(text, starts)
+            if len(raw_names) > MOST_GROUPS:
+                raise DataError(f"--group-field {form.group} has over {MOST_GROUPS} values, one "
+                                f"is {value!r}: name a field of kinds of text")
 
     code_and_prose.cache_clear()
-    return groups
+    for name, writer in writers.items():
+        writer.flush()
+        if writer.counts["copies"]:
+            say(f"{name}: {of_copies(writer.counts)}")
+    return {name: writer.counts for name, writer in writers.items()}
 
 
-def without_repeats(documents, digests):
-    """Yield the documents (split, text) without long paragraphs that were met before.
+def of_copies(counts):
+    """How many documents of a group are left, and of which groups those dropped were copies."""
+    lost = [f"{count} copies of text in {group}" for group, count in counts["copies"].items()]
+    kept = sum(counts[split]["documents"] for split in SPLITS)
+    return f"{kept} documents, without {' and '.join(lost) or 'copies'}"
 
-    What is left of a document may be one long paragraph alone: write_text then takes it for a copy.
+
+class Writer:
+    """Writes a group's documents to <group>.<split>.jsonl in a folder, a text a line, none twice.
+
+    counts: {split: {"documents": their number, "bytes": of their text}, "copies": {group that has
+    a text already: how often it was dropped here}}.
     """
-    for split, text in documents:
-        paragraphs = text.split("\n\n")
-        yield split, "\n\n".join(p for p in paragraphs if len(p) <= 40 or is_new(p, digests))
+
+    def __init__(self, folder, group, digests):
+        self.folder, self.group, self.digests = folder, group, digests
+        self.counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
+        self.counts["copies"] = collections.Counter()
+        self.rank, self.is_kept = 0, False                        # of the document in progress
+        self.lines, self.held = {split: [] for split in SPLITS}, 0
+        self.flush()
+
+    def add(self, text, starts=True, split=None):
+        """Take a text, unless it is blank or was met before. starts: whether a document does.
+
+        Without a split, the rank of its document among those that are kept decides.
+        """
+        if starts and self.is_kept:
+            self.rank, self.is_kept = self.rank + 1, False
+        earlier = met_in(text, self.digests, self.group)
+        if earlier:
+            self.counts["copies"][earlier] += 1
+        if earlier is not None:
+            return
+
+        self.is_kept = True
+        split = split or split_of(self.rank)
+        self.counts[split]["documents"] += 1
+        self.counts[split]["bytes"] += len(text.encode())
+        self.lines[split].append(json.dumps(text) + "\n")
+        self.held += len(text)
+        if self.held > 2**18:
+            self.flush()
+
+    def flush(self):
+        """Write what is held. No file stays open, however many groups there are."""
+        for split, lines in self.lines.items():
+            with open(self.folder / f"{self.group}.{split}.jsonl", "a") as file:
+                file.writelines(lines)
+            lines.clear()
+        self.held = 0
 
 
-def write_text(documents, work, group, digests):
-    """Write <group>.<split>.jsonl, a document a line, none twice.
-
-    Returns {split: {"documents": their number, "bytes": of their text}}.
-    """
-    counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
-    with contextlib.ExitStack() as stack:
-        gc.disable()                              # syntax trees: a million objects and no cycles
-        stack.callback(gc.enable)
-        out = {}
-        for split in SPLITS:
-            out[split] = stack.enter_context(open(work / f"{group}.{split}.jsonl", "w"))
-        for split, text in documents:
-            if is_new(text, digests):
-                counts[split]["documents"] += 1
-                counts[split]["bytes"] += len(text.encode())
-                out[split].write(json.dumps(text) + "\n")
-    return counts
-
-
-def is_new(text, digests):
-    """Whether a text is met for the first time; if so, remember it. Blank text is never new."""
+def met_in(text, digests, group):
+    """The group that a text was met in before, or None, and then remember it. Blank text: ""."""
     text = text.strip()
-    digest = hashlib.md5(text.encode()).digest()  # 16 bytes a document is all that stays in memory
-    if not text or digest in digests:
-        return False
-    digests.add(digest)
-    return True
+    digest = int.from_bytes(hashlib.md5(text.encode()).digest()[:7])    # in little memory
+    if text and digest not in digests:
+        digests[digest] = group
+        return None
+    return digests[digest] if text else ""
 
 
-def write_tokens(work, name, enc):
+def without_repeats(text, digests, group):
+    """A text without the long paragraphs that were met before.
+
+    What is left may be one long paragraph alone: a Writer then takes it for a copy.
+    """
+    return "\n\n".join(paragraph for paragraph in text.split("\n\n") if len(paragraph) <= 40
+                       or met_in(paragraph, digests, group) is None)
+
+
+def write_tokens(work, name, tokeniser):
     """Turn the documents <name>.jsonl into the tokens <name>.bin.
 
     Returns {"tokens": their number, "sha256": of the file}.
     """
-    has_end = "<|endoftext|>" in enc.special_tokens_set
-    end = [enc.eot_token] if has_end else enc.encode_ordinary("\n\n")
-    dtype = dtype_of(enc.n_vocab)
+    dtype = dtype_of(tokeniser.vocab)
     tokens, sha = 0, hashlib.sha256()
 
     with open(work / f"{name}.jsonl") as file, open(work / f"{name}.bin", "wb") as out:
-        for lines in iter(lambda: list(itertools.islice(file, 64)), []):      # until none is left
-            texts = [json.loads(line) for line in lines]
-            for ids in enc.encode_ordinary_batch(texts, num_threads=2):
-                raw = np.array(ids + end, dtype).tobytes()
-                tokens += len(ids) + len(end)
+        for lines in iter(lambda: file.readlines(2**20), []):     # until none is left
+            for ids in tokeniser.encode([json.loads(line) for line in lines]):
+                raw = np.array(ids + tokeniser.end, dtype).tobytes()
+                tokens += len(ids) + len(tokeniser.end)
                 sha.update(raw)
                 out.write(raw)
 

@@ -71,8 +71,11 @@ class Config:
     # what
     method: str = "aioli"       # a name in aioli.METHODS
     groups: str = "all"         # groups of text, joined by + or comma; or all
-    data: str = ""              # folder of your own text, a group per sub-folder or file
-    encoding: str = "bpe1024"   # bpeN learns N byte pairs from the text; or tiktoken's gpt2, ...
+    data: str = ""              # folder of your own text, a group per sub-folder or file; hf:NAME
+    text_field: str = "text"    # of --data that is no .txt: the field of a document's text
+    group_field: str = ""       # of --data: the field, as in meta.source, whose values are groups
+    document_mark: str = ""     # of --data: stands between documents of a .txt; <|endoftext|> does
+    encoding: str = "bpe1024"   # bpeN learns N byte pairs from the text; tiktoken's gpt2; a file
     seed: int = 0               # initial weights, order of windows, probe order
     out: str = ""               # folder of the results; default: out/METHOD-GROUPS-sSEED-...
     cache: str = ".cache"       # folder for token files
@@ -867,12 +870,14 @@ class Keeper:
 
 # --- Whether two runs are alike.
 
+# flags that say where the text is; the digest of its tokens decides whether it is the same
+OF_TEXT = ("data", "text_field", "group_field", "document_mark")
+# flags that change no number
+IDLE = (*OF_TEXT, "out", "cache", "past", "resume", "save_every", "max_epochs")
 # flags that may change from one part of an interrupted run to the next
-MAY_CHANGE = ("out", "data", "cache", "past", "resume", "save_every", "max_epochs", "threads",
-              "device", "compile", "micro_batch")       # data: the digest of its text decides
+MAY_CHANGE = (*IDLE, "threads", "device", "compile", "micro_batch")
 # flags that the scratch runs of --past do not depend on
-NOT_OF_SCRATCH_RUNS = ("method", "runs", "prior", "out", "data", "cache", "past", "resume",
-                       "save_every", "max_epochs")
+NOT_OF_SCRATCH_RUNS = (*IDLE, "method", "runs", "prior")
 # flags that make a mixture, and none for uniform sampling
 OF_MIXTURE = ("method", "runs", "past", "prior", "first", "restart")
 
@@ -885,9 +890,9 @@ def flag(name):
 def flags_of(config, settings, text):
     """All that decides a run, by name: its flags, its method's settings, the digest of its text.
 
-    config: a Config, or one as result.json keeps it."""
+    config: a Config, or one as result.json keeps it, without the flags that are newer."""
     flags = config if isinstance(config, dict) else dataclasses.asdict(config)
-    return {**flags, **settings, "text": text}
+    return {**dataclasses.asdict(Config()), **flags, **settings, "text": text}
 
 
 def difference(theirs, ours, free):
@@ -1037,10 +1042,16 @@ def runs_for(config, groups):
 # --- One run, from text to result.json.
 
 
+def load_text(config, groups):
+    """data.load of these groups with the flags of a Config."""
+    return data.load(groups, config.data or None, config.encoding, config.cache,
+                     text_field=config.text_field, group_field=config.group_field,
+                     document_mark=config.document_mark, out=config.out or "out")
+
+
 def train(config, settings, corpus=None):
     """One run from text to result.json -> the result. ValueError for bad input, Stop on Ctrl-C."""
-    corpus = corpus or first_alone(lambda: data.load(config.groups, config.data or None,
-                                                     config.encoding, config.cache))
+    corpus = corpus or first_alone(lambda: load_text(config, config.groups))
     out = Path(config.out or Path("out", folder_name(config, settings, corpus.groups)))
     out.mkdir(parents=True, exist_ok=True)
     if rank():
@@ -1053,14 +1064,14 @@ def train(config, settings, corpus=None):
 
 def train_in(out, config, settings, corpus):
     """As train(), in this folder."""
-    flags = flags_of(config, settings, corpus.text)
+    flags = flags_of(config, settings, corpus.digest)
     refuse_other_run(out, config, flags)
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
                             runs=runs_for(config, corpus.groups), warmup=config.warmup)
     method = program(config, settings, history)
-    known = scratch_runs(config, corpus.text) if config.past else []
+    known = scratch_runs(config, corpus.digest) if config.past else []
 
     keeper = Keeper(out, trainer, history, flags, config.save_every, known)
     progress = Progress(config, corpus.groups)
@@ -1268,7 +1279,7 @@ def summarise(config, settings, trainer, history, wall):
     mixtures = mixtures_of(history, groups)
 
     return dict(
-        method=config.method, groups=groups, text=trainer.corpus.text, seed=config.seed,
+        method=config.method, groups=groups, text=trainer.corpus.digest, seed=config.seed,
         preset=config.preset, steps=steps["main"], tokens=steps["main"] * window,
         params=sum(weight.numel() for weight in main.model.parameters()),
         extra_steps=sum(steps.values()) - steps["main"], probe_steps=sum(probes),

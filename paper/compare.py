@@ -378,9 +378,8 @@ def compare(flags, config):
     """
     lines, folder = lines_of(flags), flags.folder
     cells = [(groups, flags.seed + n) for n in range(flags.seeds) for groups in flags.sets]
-    corpora = {groups: data.load(groups, config.data or None, config.encoding, config.cache)
-               for groups in flags.sets}
-    texts = {groups: corpus.text for groups, corpus in corpora.items()}
+    corpora = {groups: train.load_text(config, groups) for groups in flags.sets}
+    texts = {groups: corpus.digest for groups, corpus in corpora.items()}
     methods = [line for line in lines if line.kind == "method"]
     hear_first_requests(methods, corpora, config)
     folder.mkdir(parents=True, exist_ok=True)

@@ -200,12 +200,12 @@ def measure(config, fork, table, folder):
     if aioli.past_warmup(config.warmup, validated).sum() < 3:
         raise ValueError(f"--warmup {config.warmup} leaves horizon less than three validations to "
                          "forecast from at a quarter of the run; take .18 or less")
-    corpus = data.load(config.groups, config.data or None, config.encoding, config.cache)
-    rows = compare.read_rows(table, config, {config.groups: corpus.text}, "--table")
+    corpus = train.load_text(config, config.groups)
+    rows = compare.read_rows(table, config, {config.groups: corpus.digest}, "--table")
     runs = sweep_of(config, rows, table.parent)
 
     path = folder / "fidelity.json"
-    asked = dict(dataclasses.asdict(config), fork=fork, text=corpus.text,
+    asked = dict(dataclasses.asdict(config), fork=fork, text=corpus.digest,
                  sweep=[side.tolist() for side in runs])
     if path.exists():
         saved = read_found(path)
@@ -234,7 +234,7 @@ def read_found(path):
 def measure_sets(config, flags):
     """measure() of all data sets, a process each -> {data set: what was found}. ValueError."""
     for groups in data.SETS:            # tokens first, before two processes want them at once
-        data.load(groups, config.data or None, config.encoding, config.cache)
+        train.load_text(config, groups)
     same = dict(seed=flags.seed, fork=flags.fork, table=flags.table, cache=flags.cache)
 
     def work(groups):

@@ -6,7 +6,10 @@ import itertools
 import json
 import os
 import re
+import shutil
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -109,6 +112,30 @@ def test_no_window_repeats_within_an_epoch():
         assert sorted(drawn[33 * epoch:33 * (epoch + 1)]) == list(range(0, 330, 10))
     assert drawn[:33] != drawn[33:66]                             # each epoch has its own order
     assert s.drawn.tolist() == [0, 96, 0] and s.epochs.tolist() == [0, 96 / 33, 0]
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 3))
+def test_a_large_epoch_has_each_window_once_in_parts_that_span_the_text(count, part, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "PART", part)
+        orders = [data.shuffled(count, [seed, 5], i).tolist() for i in range(-(-count // part))]
+    assert sorted(itertools.chain(*orders)) == list(range(count))
+    assert all(len(order) == part for order in orders[:-1])
+    if part >= 20:
+        assert all(np.ptp(order) > count / 2 for order in orders[:-1])
+
+
+def test_parts_of_an_epoch_have_orders_of_their_own(monkeypatch):
+    small = np.random.default_rng([0, 5]).permutation(33)
+    assert (data.shuffled(33, [0, 5]) == small).all()
+    monkeypatch.setattr(data, "PART", 33)
+    parts = [data.shuffled(99, [0, 5], part) for part in range(3)]
+    orders = [parts[i] * 25 % 99 - 33 * i for i in range(3)]      # as 25 * 4 is 1, and around
+    assert (orders[0] == small).all() and all(sorted(order) == list(range(33)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+
+    windows = starts(draw(sampler(sizes=(1001, 11, 11), batch=5), [1, 0, 0], 20), 0)
+    assert sorted(windows) == list(range(0, 1000, 10))            # of two parts, through a Sampler
 
 
 @given(mixtures(3), mixtures(3), st.integers(0, 5))
@@ -318,6 +345,75 @@ def test_the_tokeniser_learns_from_training_text_of_all_groups_alone(tmp_path, m
     assert calls == [training]
 
 
+def test_what_the_tokeniser_reads_of_a_group_is_bounded(monkeypatch):
+    giants = ["x" * 2000 if i % 5 == 0 else "y" for i in range(100)]
+    monkeypatch.setattr(data, "SAMPLE", 8000)                     # every fifth of 40,080 bytes
+    taken = list(data.sample(giants, sum(map(len, giants))))
+    assert 4 <= len(taken) <= 9 and set(taken) == {"x" * 2000}
+
+
+def test_a_merge_of_a_long_word_counts_anew_only_what_stands_beside_it(monkeypatch):
+    letters = np.random.default_rng(0).choice(list("acgt"), 20_000)
+    words, calls = data.Words(["".join(letters)]), []
+    assert len(words.words) == 1
+
+    def count(*args):
+        calls.append(args)
+        return real(*args)
+
+    real = words._count
+    monkeypatch.setattr(words, "_count", count)
+    for new in range(256, 300):
+        best = max(words.pairs, key=words.pairs.get)
+        words.merge(best, chr(new))
+    assert len(calls) <= 4 * (20_000 - len(words.words[0]))       # four for each that went
+    assert words.pairs + collections.Counter() == collections.Counter(
+        map("".join, itertools.pairwise(words.words[0])))
+
+
+def test_a_file_of_ranks_is_an_encoding_whatever_its_path(tmp_path):
+    root = two_groups(tmp_path)
+    learnt = quiet_load(root, tmp_path)
+    ranks = shutil.copy(next((tmp_path / "cache").glob("*/bpe300.tiktoken")), tmp_path / "my.ranks")
+    corpus = quiet_load(root, tmp_path, encoding=str(ranks))
+    assert corpus.digest == learnt.digest and corpus.vocab == 300
+
+    lines = ranks.read_text().splitlines(keepends=True)
+    huge = [lines[0].replace(" 0", " 99999999999"), *lines[1:]]
+    for wrong in (lines[1:], [lines[0].replace(" 0", " 1"), *lines[1:]], huge):
+        ranks.write_text("".join(wrong))                          # another file, not the cache's
+        with pytest.raises(DataError, match="my.ranks is no file of tiktoken ranks: it needs all"):
+            quiet_load(root, tmp_path, encoding=str(ranks))
+
+
+def test_a_tokenizer_json_encodes_all_of_a_text_and_marks_as_text(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    root = two_groups(tmp_path)
+    found = tokenizers.Tokenizer(tokenizers.models.BPE())
+    found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    found.train_from_iterator([prose(300)], tokenizers.trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=[data.MARK], show_progress=False))
+    found.enable_truncation(5)
+    found.enable_padding(length=9)
+    found.save(str(tmp_path / "tokenizer.json"))
+
+    corpus = quiet_load(root, tmp_path, encoding=str(tmp_path / "tokenizer.json"))
+    end = found.token_to_id(data.MARK)
+    train = corpus.train[0]
+    assert corpus.vocab == found.get_vocab_size() and train[-1] == end
+    assert (train == end).sum() == corpus.manifest["groups"]["alpha"]["train"]["documents"]
+    whole = "".join(found.decode(ids.tolist()) for ids in (corpus.train[0], corpus.val[0],
+                                                           corpus.test[0]))
+    assert sorted(whole.split("\n")) == sorted(prose(300).split("\n"))
+    tokeniser = data.json_encoding(str(tmp_path / "tokenizer.json"))
+    assert end not in tokeniser.encode([data.MARK])[0] and tokeniser.end == [end]
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match="tokenizer.json is no tokenizer.json"):
+        quiet_load(root, tmp_path, encoding=str(tmp_path / "tokenizer.json"))
+
+
 # ---- your own text
 
 def test_groups_are_folders_and_files_plain_or_compressed(tmp_path):
@@ -360,9 +456,14 @@ def test_no_text_is_in_two_splits_or_groups(tmp_path):
     (root / "copies.jsonl").write_text(json_lines(copies))
     (root / "again.jsonl").write_text(json_lines(copies + [f"new {i}" for i in range(30)]))
 
-    groups = quiet_load(root, tmp_path, groups="again+other").manifest["groups"]
+    lines = []
+    groups = quiet_load(root, tmp_path, groups="again+other", progress=lines.append)
+    groups = groups.manifest["groups"]
     assert sum(groups["again"][split]["documents"] for split in data.SPLITS) == 70
     assert sum(groups["copies"][split]["documents"] for split in data.SPLITS) == 0
+    assert groups["again"]["copies"] == {"again": 360} and groups["copies"]["copies"] == {
+        "again": 400}
+    assert "copies: 0 documents, without 400 copies of text in again" in lines
 
     decode, texts = decoder(tmp_path).decode, []
     for path in (tmp_path / "cache").glob("*/*.bin"):
@@ -377,6 +478,162 @@ def test_of_each_ten_documents_one_is_to_validate_and_one_to_test_on(tmp_path):
     texts = texts_of(quiet_load(root, tmp_path), "ten", tmp_path)
     assert texts["val"] == "number3\n\n" and texts["test"] == "number7\n\n"   # each with its end
     assert texts["train"].count("\n\n") == texts["train"].count("number") == 8
+
+
+def test_ten_different_documents_fill_every_split_however_often_they_come(tmp_path):
+    root = two_groups(tmp_path)
+    (root / "twice.jsonl").write_text(json_lines(f"number{i // 2}" for i in range(20)))
+    texts = texts_of(quiet_load(root, tmp_path), "twice", tmp_path)
+    assert texts["val"] == "number3\n\n" and texts["test"] == "number7\n\n"
+
+
+@given(st.text("ab \n#", max_size=200), st.sampled_from(["#", "##", "\n\n", "b#a"]),
+       st.integers(1, 9), st.lists(st.integers(0, 200), max_size=5))
+def test_blocks_are_the_text_and_documents_are_what_stands_between_marks(text, mark, size, cuts):
+    places = [0, *sorted(cuts), len(text)]
+    texts = [text[start:end] for start, end in itertools.pairwise(places)]
+    documents = []
+    for starts, block in data.blocks(texts, size, mark):
+        assert len(block) <= 2 * size + len(mark)
+        if starts:
+            documents.append("")
+        documents[-1] += block
+    assert documents == text.split(mark)
+
+
+def test_blocks_end_where_a_line_ends_or_else_a_word():
+    assert data.cut("one\ntwo\nthree\n", 5) == ["one\ntwo\n", "three\n", ""]
+    assert data.cut("a bc def ghij klmno", 4) == ["a bc ", "def ", "ghij ", "klmno"]
+    assert data.cut("abcdefghij", 2) == ["abcd", "efgh", "ij"]
+
+
+ONE_LINE = [prose(3000).replace("\n", " "), "acgt" * 50_000, "\u4e00\u4e01" * 50_000]
+
+
+@pytest.mark.parametrize("text", ONE_LINE, ids=["words", "ascii", "chinese"])
+def test_a_corpus_in_a_single_line_is_cut_into_blocks(text, tmp_path):
+    root = folder(tmp_path, line=text)
+    found = list(data.own_documents([root / "line.txt"], data.Form(), print))
+    assert "".join(block for _, _, block in found) == text and 10 <= len(found) <= 80
+    assert all(starts for _, starts, _ in found)
+
+
+@pytest.mark.parametrize("options, mark", [({}, "<|endoftext|>"),
+                                           ({"document_mark": "\n\n"}, "\n\n")])
+def test_documents_of_a_text_file_are_divided_at_a_mark_and_it_is_said(options, mark, tmp_path):
+    root, lines = two_groups(tmp_path), []
+    texts = [f"number{i}\n" + "word " * 30 for i in range(10)]
+    (root / "ten.txt").write_text(mark.join(texts) + mark)
+    corpus = quiet_load(root, tmp_path, progress=lines.append, **options)
+    assert texts_of(corpus, "ten", tmp_path)["val"] == texts[3] + "\n\n"
+    assert f"1 of 1 files are cut into documents at {data.printable(mark)}" in lines
+
+
+def slim_pajama(seed):
+    """Lines like SlimPajama's, of three sets in turn."""
+    sets = ["RedPajamaC4", "RedPajamaBook", "RedPajamaGithub"]
+    rows = [{"text": text, "meta": {"redpajama_set_name": sets[i % 3]}}
+            for i, text in enumerate(prose(300, seed).splitlines())]
+    return sets, "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_the_values_of_a_field_are_the_groups_of_all_files(tmp_path):
+    root, lines = two_groups(tmp_path), []
+    (root / "chunk1").mkdir()
+    sets, first = slim_pajama(0)
+    (root / "chunk1" / "a.jsonl").write_bytes(first)
+    (root / "chunk1" / "b.json.gz").write_bytes(gzip.compress(slim_pajama(1)[1]))
+    corpus = quiet_load(root, tmp_path, group_field="meta.redpajama_set_name",
+                        progress=lines.append)
+    assert corpus.groups == sets
+    for name in sets:
+        counts = corpus.manifest["groups"][name]
+        assert [counts[split]["documents"] for split in data.SPLITS] == [160, 20, 20]
+    assert lines[0] == "not read, as files of its ending are not read: alpha.txt, beta.txt"
+    with pytest.raises(DataError, match="no group 'RedPajamaC5', did you mean RedPajamaC4"):
+        quiet_load(root, tmp_path, groups="RedPajamaC5+RedPajamaBook",
+                   group_field="meta.redpajama_set_name")
+
+
+def test_zst_is_read_and_half_of_it_is_not(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    root = folder(tmp_path)
+    sets, lines = slim_pajama(0)
+    with pyarrow.output_stream(str(root / "a.jsonl.zst"), compression="zstd") as file:
+        file.write(lines)
+    options = {"group_field": "meta.redpajama_set_name"}
+    assert quiet_load(root, tmp_path, **options).groups == sets
+    whole = (root / "a.jsonl.zst").read_bytes()
+    (root / "a.jsonl.zst").write_bytes(whole[:-9])
+    with pytest.raises(DataError, match="cannot read .*a.jsonl.zst .Truncated"):
+        quiet_load(root, tmp_path, **options)
+
+
+def test_parquet_arrow_and_arrays_are_read_by_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    root = folder(tmp_path, alpha=prose(300))
+    texts = prose(50, 1).splitlines()
+    rows = datasets.Dataset.from_dict({"body": texts})
+    rows.save_to_disk(str(root / "saved"))
+    rows.to_parquet(str(root / "table [1]*.parquet"))
+    (root / "array.json").write_text(json.dumps([{"body": text} for text in texts], indent=1))
+
+    for path in root.glob("*[!t]/*.arrow"), root.glob("*.parquet"), root.glob("*.json"):
+        records = [record for _, record in data.records(next(path))]
+        assert records == [{"body": text} for text in texts]
+    files, skipped = data.own_files(root, data.Form(), {})
+    assert files["saved"] == [root / "saved" / "data-00000-of-00001.arrow"]
+    assert set(skipped) == {"saved/dataset_info.json", "saved/state.json"}
+
+    (root / "bad.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="datasets cannot read .*bad.parquet .ArrowInvalid"):
+        quiet_load(root, tmp_path, text_field="body")
+
+
+def test_a_data_set_of_the_hub_is_streamed(tmp_path, monkeypatch):
+    def load_dataset(*source, **options):
+        assert source == ("me/texts", "en") and options["streaming"]
+        for i, text in enumerate(prose(100).splitlines()):
+            yield {"text": text, "kind": i % 2}
+        if (tmp_path / "fail").exists():
+            raise ConnectionError("Max retries\nexceeded")
+
+    fake = types.SimpleNamespace(load_dataset=load_dataset, logging=types.SimpleNamespace(
+        CRITICAL=50, set_verbosity=lambda level: None))
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    corpus = quiet_load("hf:me/texts:en", tmp_path, group_field="kind")
+    assert corpus.groups == ["0", "1"]
+    assert corpus.manifest["groups"]["0"]["train"]["documents"] == 40
+
+    (tmp_path / "fail").touch()
+    message = "datasets cannot read hf:me/texts:en .ConnectionError: Max retries.exceeded"
+    with pytest.raises(DataError, match=message):
+        quiet_load("hf:me/texts:en", tmp_path, group_field="kind", cache=tmp_path / "other")
+
+
+@pytest.mark.parametrize("name, package", [("a.parquet", "datasets"), ("a.jsonl.zst", "pyarrow"),
+                                           ("a.json", "datasets")])
+def test_a_package_that_is_missing_is_named_and_what_for(name, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)               # as if not installed
+    root = two_groups(tmp_path)
+    (root / name).write_text("[]")
+    with pytest.raises(DataError, match=f"{name} needs the package {package}: pip install"):
+        quiet_load(root, tmp_path)
+
+
+def test_the_flags_of_a_run_reach_its_text(monkeypatch):
+    import train
+    calls = []
+    monkeypatch.setattr(data, "load", lambda *args, **options: calls.append((args, options)))
+    words = ["--data", "texts", "--encoding", "gpt2", "--cache", "c", "--text-field", "body",
+             "--group-field", "kind", "--document-mark", "##"]
+    for out in ([], ["--out", "o"]):
+        config, _ = train.parse([*words, *out])
+        train.load_text(config, "a+b")
+    options = {"text_field": "body", "group_field": "kind", "document_mark": "##"}
+    positional = ("a+b", "texts", "gpt2", "c")
+    assert calls == [(positional, options | {"out": out}) for out in ("out", "o")]
 
 
 def test_a_long_file_of_a_large_folder_is_in_one_split(tmp_path, monkeypatch):
@@ -431,17 +688,76 @@ def test_a_change_of_a_files_time_or_size_alone_is_noticed(change, tmp_path):
     root = two_groups(tmp_path)
     first = quiet_load(root, tmp_path)
     change(root / "beta.txt")
-    assert quiet_load(root, tmp_path).text != first.text
+    assert quiet_load(root, tmp_path).digest != first.digest
 
 
 def test_a_cache_of_other_packages_or_of_an_older_preparation_is_not_used(monkeypatch):
     files = dict.fromkeys(data.GROUPS)
-    keys = [data.cache_key(files, None, "bpe1024"), data.cache_key(files, None, "bpe512")]
+
+    def key(encoding="bpe1024"):
+        return data.cache_key(files, None, encoding, data.Form())
+
+    keys = [key(), key("bpe512")]
     monkeypatch.setattr(data, "PREP", data.PREP + 1)
-    keys.append(data.cache_key(files, None, "bpe1024"))
+    keys.append(key())
     monkeypatch.setattr(data, "versions", lambda: {"torch": "another"})
-    keys.append(data.cache_key(files, None, "bpe1024"))
+    keys.append(key())
     assert len(set(keys)) == 4 and all(re.fullmatch(r"embedded-bpe\d+-\w{10}", key) for key in keys)
+
+
+def cut_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def other_json(folder):
+    (folder / "manifest.json").write_text("[1, 2]")
+
+
+def other_vocabulary(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"vocab": 300', '"vocab": 299'))
+
+
+def cut_tokens(folder):
+    path = folder / "beta.val.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def other_tokens(folder):
+    path = folder / "beta.test.bin"
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+def no_tokens(folder):
+    (folder / "alpha.train.bin").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_manifest, other_json, other_vocabulary, cut_tokens,
+                                    other_tokens, no_tokens])
+def test_a_cache_that_is_not_as_it_was_written_is_prepared_again(damage, tmp_path, monkeypatch):
+    root, lines = two_groups(tmp_path), []
+    if damage is cut_tokens:
+        monkeypatch.setattr(data, "CHEAP", 0)                     # its size is enough
+    first = quiet_load(root, tmp_path)
+    [folder] = (tmp_path / "cache").iterdir()
+    tokens = (folder / "alpha.train.bin").read_bytes()
+    damage(folder)
+    again = quiet_load(root, tmp_path, progress=lines.append)
+    assert lines[0] == f"{folder} is not as it was written: preparing again"
+    assert again.digest == first.digest and (folder / "alpha.train.bin").read_bytes() == tokens
+    assert list((tmp_path / "cache").iterdir()) == [folder]
+
+
+def test_text_that_is_moved_has_the_same_digest(tmp_path):
+    root = two_groups(tmp_path)
+    (root / "gamma").mkdir()
+    for name in "bca":
+        (root / "gamma" / f"{name}.txt").write_text(prose(60, ord(name)))
+    first = quiet_load(root, tmp_path)
+    moved = shutil.move(root, tmp_path / "zzz")
+    assert quiet_load(moved, tmp_path).digest == first.digest
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_the_digest_of_the_text_changes_with_the_last_test_document(tmp_path):
@@ -450,7 +766,7 @@ def test_the_digest_of_the_text_changes_with_the_last_test_document(tmp_path):
     digests = set()
     for last in ("seven", "eight"):
         (root / "beta.jsonl").write_text(json_lines(documents[:297] + [last] + documents[298:]))
-        digests.add(quiet_load(root, tmp_path).text)
+        digests.add(quiet_load(root, tmp_path).digest)
     assert len(digests) == 2
 
 
@@ -495,22 +811,36 @@ def test_token_ids_fit_their_type(vocab, dtype):
 
 GOOD = prose(300).encode()
 LATIN = GOOD + b"caf\xe9 au lait\n"
-BAD_LINE = b'{"text": "a"}\n{"text": "\xff"}\n'
-NO_TEXT = b'{"text": "a"}\n\n{"body": "b"}\n'
+BAD_LINE = b'{"text": "a"}\n' * 100 + b'{"text": "\xff"}\n'
+NO_TEXT = b'{"text": "a"}\n\n{"body": "b", "meta": {"set": "c"}}\n'
 BAD = {      # what is wrong: (files, options of load, the error)
     "not UTF-8": ({"bad.txt": LATIN}, {}, rf"bad.txt is not UTF-8 at byte {len(GOOD) + 3}: "),
     "not UTF-8 in a folder": ({"c/x.txt": b"\xff"}, {}, "x.txt is not UTF-8 at byte 0"),
     "cut in a character": ({"bad.txt": "é".encode()[:1]}, {}, "bad.txt is not UTF-8 at byte 0"),
-    "not UTF-8 in jsonl": ({"bad.jsonl": BAD_LINE}, {}, "bad.jsonl is not UTF-8 at byte 24"),
-    "no text key": ({"bad.jsonl": NO_TEXT}, {}, 'bad.jsonl, line 3, has no "text"'),
+    "not UTF-8 in jsonl": ({"bad.jsonl": BAD_LINE}, {}, "bad.jsonl is not UTF-8 at byte 1410"),
+    "no text key": ({"bad.jsonl": NO_TEXT}, {}, 'bad.jsonl, line 3, has no "text" .*: '
+                                                "its fields are body, meta.set; .*--text-field"),
+    "no field of groups": ({"bad.jsonl": NO_TEXT}, {"group_field": "meta.set"},
+                           'bad.jsonl, line 1, has no "meta.set" .*: .* text; .*--group-field'),
+    "a field of names": ({"bad.jsonl": b"".join(b'{"text": "%d"}\n' % i for i in range(200))},
+                         {"group_field": "text"}, "--group-field text has over 100 values"),
+    "fields of embedded text": ({}, {"data": None, "text_field": "body"}, "name its folder"),
+    "a data set without groups": ({}, {"data": "hf:allenai/c4:en"}, "needs --group-field"),
     "text is a number": ({"bad.jsonl": b'{"text": 3}'}, {}, 'bad.jsonl, line 1, has no "text"'),
-    "not JSON": ({"bad.jsonl": b"{"}, {}, 'bad.jsonl, line 1, has no "text"'),
-    "a group that no list could name": ({"C++/a.txt": b"int a;"}, {},
-                                        "group 'C\\+\\+' has one of \\+ and ,"),
+    "not JSON": ({"bad.jsonl": b"{"}, {}, "bad.jsonl, line 1, is not a JSON object"),
+    "nested too deeply": ({"bad.jsonl": b'{"a":' * 10**5}, {}, "line 1, is not a JSON object"),
+    "an object on many lines": ({"bad.json": b'{\n"text": "a"\n}'}, {}, "bad.json, line 1, is not"),
+    "two groups of one name": ({"C++/a.txt": b"int a;", "C,+.txt": b"c"}, {},
+                               "groups 'C,\\+' and 'C\\+\\+' would both be called C__"),
+    "a control character": ({"a\033[1m\n.txt": b"\xff"}, {}, r"a\?\[1m\?.txt is not UTF-8"),
     "not gzip": ({"bad.txt.gz": GOOD}, {}, "cannot read .*bad.txt.gz"),
     "cut gzip": ({"bad.txt.gz": gzip.compress(GOOD)[:-9]}, {}, "cannot read .*bad.txt.gz"),
     "empty file": ({"empty.txt": b" \n"}, {}, "group empty has no train text"),
-    "empty folder": ({"empty/readme.md": b"x"}, {}, "group empty has no train text"),
+    "no text in a folder": ({"empty/a.md": b"x", "empty/.b": b"x"}, {},
+                            "group empty has no text .not read, as it is hidden: empty/.b; not "
+                            "read, as files of its ending are not read: empty/a.md.: give .*.txt"),
+    "all copies": ({"gamma.txt": GOOD}, {}, "gamma has no train text .0 documents, without "
+                                            "\\d+ copies of text in alpha.: give"),
     "one document": ({"one.jsonl": b'{"text": "a"}'}, {}, "group one has no val text"),
     "unknown group": ({}, {"groups": "alpha+bete"},
                       "no group 'bete', did you mean beta\\?: there are alpha, beta"),
@@ -518,6 +848,7 @@ BAD = {      # what is wrong: (files, options of load, the error)
     "one group twice": ({}, {"groups": "alpha,alpha"}, "at least two groups, not 1"),
     "no group": ({}, {"groups": ""}, "at least two groups, not 0"),
     "unknown encoding": ({}, {"encoding": "gpt-2"}, "no encoding 'gpt-2', did you mean gpt2"),
+    "no file of ranks": ({}, {"encoding": __file__}, "test_data.py is no file of tiktoken ranks"),
     "tiny bpe": ({}, {"encoding": "bpe255"}, "from 256 to 65536"),
     "huge bpe": ({}, {"encoding": "bpe65537"}, "from 256 to 65536"),
 }
@@ -536,11 +867,88 @@ def test_an_error_is_one_line_that_says_where_and_leaves_nothing_behind(case, tm
     assert not list((tmp_path / "cache").glob("preparing-*"))
 
 
-def test_a_link_that_leads_nowhere_is_named(tmp_path):
+def fifo(path):
+    os.mkfifo(path)
+
+
+def nowhere(path):
+    path.symlink_to("nowhere")
+
+
+def itself(path):
+    path.symlink_to(path.name)
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+CANNOT = [(fifo, "gamma.txt is a pipe or a device"), (device, "gamma.txt is a pipe or a device"),
+          (nowhere, "cannot read .*gamma.txt"), (itself, "cannot read .*gamma.txt")]
+
+
+@pytest.mark.parametrize("make, message", CANNOT)
+def test_what_is_named_like_text_and_is_no_file_is_refused(make, message, tmp_path):
     root = two_groups(tmp_path)
-    (root / "gone.txt").symlink_to("nowhere")
-    with pytest.raises(DataError, match="cannot read .*gone.txt"):
+    make(root / "gamma.txt")
+    with pytest.raises(DataError, match=message):
         quiet_load(root, tmp_path)
+
+
+def test_all_that_is_not_read_is_named_with_its_reason_at_every_load(tmp_path):
+    root, lines = two_groups(tmp_path), []
+    (root / "gamma").mkdir()
+    (root / "gamma" / "text.txt").write_text(prose(300, 2))
+    for i in range(12):
+        (root / "gamma" / f"{i:02}.md").write_text("not text to learn")
+    (root / "gamma" / "up").symlink_to("..")
+    (root / "linked").symlink_to("gamma")
+    os.link(root / "alpha.txt", root / "gamma" / "alpha.txt")
+    os.mkfifo(root / "pipe")
+    (root / ".git").mkdir()
+    (root / "out").mkdir()
+    (root / "out" / "history.jsonl").write_text('{"no": "text"}')
+
+    for _ in range(2):
+        lines.clear()
+        corpus = quiet_load(root, tmp_path, progress=lines.append, cache=root / "cache",
+                            out=root / "out")
+        assert corpus.groups == ["alpha", "beta", "gamma"]
+    names = ", ".join(f"gamma/{i:02}.md" for i in range(10))
+    endings = f"not read, as files of its ending are not read: {names} and 3 more"
+    assert sorted(lines) == [
+        endings,
+        "not read, as it is all of it again: gamma/up",
+        "not read, as it is alpha.txt: gamma/alpha.txt",
+        "not read, as it is for results: out",
+        "not read, as it is gamma: linked",
+        "not read, as it is hidden: .git",
+        "not read, as it is the cache: cache"]
+    assert len(corpus.manifest["skipped"]) == 18 and (root / "out" / "history.jsonl").exists()
+    with pytest.raises(DataError, match="as it is the cache: use another folder"):
+        quiet_load(root, tmp_path, cache=root)
+
+
+NAMES = {"C++": "C__", "..\\..\\x,y": "_.._x_y", "g..": "g", "a\nb\033[1m": "a_b_[1m",
+         "\N{PARROT} zoo": "\N{PARROT} zoo", "x" * 240: "x" * 80, "caf\udce9": "caf_",
+         "é" * 60: "é" * 40}
+
+
+def test_names_of_groups_can_be_printed_listed_and_lead_nowhere(tmp_path):
+    root = two_groups(tmp_path)
+    for i, raw in enumerate(NAMES):
+        raw = raw if raw[0] != "." else "_" + raw                 # else it is hidden
+        (root / raw).mkdir()
+        (root / raw / "a.txt").write_text(prose(60, i))
+    for raw, name in NAMES.items():
+        assert data.clean(raw) == name
+    assert data.clean("..") == data.clean("") == data.clean("/") == "_"
+
+    corpus = quiet_load(root, tmp_path)
+    assert len(corpus.groups) == 2 + len(NAMES) and all(map(str.isprintable, corpus.groups))
+    again = quiet_load(root, tmp_path, groups="+".join(corpus.groups))
+    assert again.groups == corpus.groups and again.digest == corpus.digest
+    assert {path.name for path in tmp_path.iterdir()} == {"texts", "cache"}
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -549,10 +957,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     (root / "alpha.jsonl").write_text(lines)
     plain = quiet_load(root, tmp_path)
     (root / "alpha.jsonl").write_text("\ufeff" + lines)
-    assert quiet_load(root, tmp_path).text == plain.text
+    assert quiet_load(root, tmp_path).digest == plain.digest
     (root / "alpha.jsonl").write_text(lines + json.dumps({"text": "one more"}))
     other = quiet_load(root, tmp_path)
-    assert other.text != plain.text and len(plain.text) == 8
+    assert other.digest != plain.digest and len(plain.digest) == 8
 
 
 def test_half_a_character_in_json_is_no_error(tmp_path):

@@ -248,7 +248,7 @@ def a_comparison(arguments, folder):
     """A table of a comparison with these flags on code+law, and grid's run folder with a sweep in
     which loss 1 rises with the share of group 0 -> path of the table."""
     _, config = compare.parse(arguments)
-    text = data.load("code+law", config.data, config.encoding, config.cache).text
+    text = data.load("code+law", config.data, config.encoding, config.cache).digest
     alike = dict(text=text, flags=" ".join(compare.shared_flags(config)))
     ppl = dict(stratified=20., skillit=19., doremi=18., doge=25., aioli_rounds=20.5, horizon=17.,
                grid=19.)

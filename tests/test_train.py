@@ -855,7 +855,7 @@ def test_a_run_ends_with_how_uniform_sampling_does_or_how_to_find_out(
         assert f"this run: {ours['avg_test_ppl'] - theirs:+.3f} " in line
     for more in ({"seed": 1}, {"steps": 9}, {"beta2": .9}):     # not of that run
         assert "python train.py" in closing(**more)[1][0]
-    text = text._replace(text="0123abcd")
+    text = text._replace(digest="0123abcd")
     assert "python train.py" in closing(out=str(tmp_path / "other"))[1][0]
 
 
