@@ -130,19 +130,31 @@ class History:
         windows = np.asarray(windows).reshape(self.m)
 
         reply = signals if loss is None else np.array(loss, float).reshape(self.m)
+        self.require_finite(request, reply, windows, counted)
+        share = windows / windows.sum() if windows.sum() else p
+        self.rows.append(Row(request, reply, share, windows, **measured))
+
+    def require_finite(self, request, reply, windows, counted):
+        """Raise ValueError where an answer is not what `add` takes; counted: it had windows."""
         good = finite(windows) & (windows >= 0)                         # (m,)
         if isinstance(request, Train):
             good &= finite(reply) | (request.on != "main")
             good &= windows.any() or not request.steps
         elif isinstance(request, Peek):
-            table = np.vstack([signal for signal in signals.values() if np.ndim(signal)])
+            table = np.vstack([signal for signal in reply.values() if np.ndim(signal)])
             absent = windows == 0 if counted else np.isnan(table).all(0)
             good &= (finite(table).all(0) | absent) & ~absent.all()
-            good &= finite(signals.get("target_norm", 0))
-        if not good.all():
-            raise ValueError(self.divergence(request.on, windows, good))
-        share = windows / windows.sum() if windows.sum() else p
-        self.rows.append(Row(request, reply, share, windows, **measured))
+            good &= finite(reply.get("target_norm", 0))
+        if good.all():
+            return
+
+        before = [row for row in self.rows if row.request.on == request.on]
+        read = windows.sum() + sum(row.windows.sum() for row in before)
+        known = self.trained(request.on)
+        last = f" (losses before: {self.listing(known[-1].reply)})" if known else ""
+        groups = ", ".join(np.array(self.groups)[~good])
+        raise ValueError(f"{request.on} diverged at step {read / self.batch:.0f}: what was "
+                         f"measured of {groups} is not finite{last}; lower the learning rate")
 
     @property
     def last(self):
@@ -181,15 +193,6 @@ class History:
         for run in lost:
             warnings.warn(f"{run} diverged and is left out", stacklevel=2)
         return kept, np.array([row.reply for row in rows])[kept]
-
-    def divergence(self, on, windows, good):
-        """What to say where an answer is not good for all groups, (m,) booleans."""
-        read = windows.sum() + sum(row.windows.sum() for row in self.rows if row.request.on == on)
-        groups = ", ".join(np.array(self.groups)[~good])
-        known = self.trained(on)
-        before = f" (losses before: {self.listing(known[-1].reply)})" if known else ""
-        return (f"{on} diverged at step {read / self.batch:.0f}: what was measured of {groups} is "
-                f"not finite{before}; lower the learning rate")
 
     def listing(self, values):
         """The groups and their values, (m,), for a message."""

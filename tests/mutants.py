@@ -411,7 +411,7 @@ MUTANTS = {
          "(finite(table).all(0) | absent) & ~absent.all()",
          "(finite(table).all(0) | absent)"),
         ("a target may have no norm",
-         'good &= finite(signals.get("target_norm", 0))',
+         'good &= finite(reply.get("target_norm", 0))',
          "good &= True"),
         ("a scratch run that diverged may be chosen",
          "kept = np.array([finite(row.reply).all() for row in rows])",
