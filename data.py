@@ -413,6 +413,10 @@ def own_files(root, form, apart):
     except OSError as error:                                      # a link that leads nowhere
         raise DataError(f"cannot read {error.filename} ({error.strerror}): "
                         f"repair it or take it away") from None
+    if form.group and not any(files.values()):
+        why = "; ".join(skipped_lines(skipped)) or "it is empty"
+        raise DataError(f"{root} has no file with fields ({why}): --group-field is for .jsonl, "
+                        f".json, .parquet and .arrow")
     return files, skipped
 
 
