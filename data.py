@@ -177,9 +177,9 @@ class Sampler:
 
         So each batch is close to the mixture.
         """
-        places = [(np.arange(n) + .5) / n for n in counts if n]
-        place = np.concatenate(places or [[]])                    # (N,)
         groups = np.repeat(np.arange(len(counts)), counts)        # (N,)
+        first = np.cumsum(counts) - counts                        # (m,) of each group's windows
+        place = (np.arange(len(groups)) - first[groups] + .5) / counts[groups]
 
         self.counts = counts
         self.order = groups[np.argsort(place, kind="stable")]     # (N,) the group of each window
@@ -224,9 +224,8 @@ def billionths(p, total):
 def largest_remainder(owed, total):
     """Round what is owed, (m,) billionths of a window, to whole windows >= 0 of sum `total`."""
     counts = np.maximum(owed // WHOLE, 0)                         # a group may be ahead of its ask
-    while counts.sum() < total:
-        most_behind = np.argmax(owed - counts * WHOLE)            # of equals, the first
-        counts[most_behind] += 1
+    most_behind = np.argsort(counts * WHOLE - owed, kind="stable")      # of equals, the first
+    counts[most_behind[:max(0, total - counts.sum())]] += 1
     while counts.sum() > total:
         most_ahead = np.argmin(np.where(counts > 0, owed - counts * WHOLE, np.inf))
         counts[most_ahead] -= 1

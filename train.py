@@ -1077,11 +1077,7 @@ def train_in(out, config, settings, corpus):
     progress = Progress(config, corpus.groups)
     past = keeper.resume() if config.resume else []
     trainer.on_step, trainer.on_whole = progress.step, keeper.whole
-    print(f"{config.method} on {'+'.join(corpus.groups)}: {config.steps} steps of {config.batch} "
-          f"x {trainer.shape.window} tokens, {config.preset} model, {trainer.device}, "
-          f"seed {config.seed}", flush=True)
-
-    note_epochs(trainer)
+    announce(trainer)
 
     def on_row(row):
         keeper.row(row)
@@ -1097,21 +1093,22 @@ def train_in(out, config, settings, corpus):
         result = summarise(config, settings, trainer, history, wall)
         report(result)
         keeper.finish(result)
-    if rank():
-        return result
-
-    against_uniform(config, result, out)
-    try:
-        picture(result, history, out / "run.png")
-    except Exception as error:                                      # of matplotlib's many
-        print(f"no picture: {error}")
-    print(f"written to {out}")
+    if not rank():
+        against_uniform(config, result, out)
+        try:
+            picture(result, history, out / "run.png")
+        except Exception as error:                                  # of matplotlib's many
+            print(f"no picture: {error}")
+        print(f"written to {out}")
     return result
 
 
-def note_epochs(trainer):
-    """Say which groups equal shares would read more than --max-epochs times."""
+def announce(trainer):
+    """Say what is trained, and which groups equal shares would read over --max-epochs times."""
     config, corpus = trainer.config, trainer.corpus
+    print(f"{config.method} on {'+'.join(corpus.groups)}: {config.steps} steps of {config.batch} "
+          f"x {trainer.shape.window} tokens, {config.preset} model, {trainer.device}, "
+          f"seed {config.seed}", flush=True)
     windows = config.steps * config.batch / trainer.m
     for name, tokens in zip(corpus.groups, corpus.train, strict=True):
         epochs = windows * trainer.shape.window / len(tokens)
