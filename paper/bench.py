@@ -36,6 +36,7 @@ SHAPES = {
 BATCH = 8                                   # windows per step
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)    # learning rates that each side may choose from
 POINTS = 40                                 # of a race's loss curve
+WINDOWS = 64                                # of each group, to validate on
 
 
 class Ours:
@@ -44,7 +45,8 @@ class Ours:
     def __init__(self, flags):
         model.PRESETS[flags.shape] = SHAPES[flags.shape]
         config = train.Config(preset=flags.shape, batch=BATCH, threads=flags.threads,
-                              steps=flags.steps, lr=flags.lr, val_windows=64, eval_every=10 ** 9)
+                              steps=flags.steps, lr=flags.lr, val_windows=WINDOWS,
+                              eval_every=10 ** 9)
         corpus = data.load(progress=None)
         self.trainer, self.p = train.Trainer(config, corpus), np.ones(len(corpus.groups))
         self.p /= self.p.sum()
@@ -79,7 +81,7 @@ class NanoGPT:
         corpus = data.load(progress=None)
         self.window = shape.window
         self.texts = [torch.from_numpy(tokens.astype(np.int64)) for tokens in corpus.train]
-        parts = [data.fixed_windows(text, self.window, 64, 1, name)
+        parts = [data.fixed_windows(text, self.window, WINDOWS, 1, name)
                  for text, name in zip(corpus.val, corpus.groups)]
         self.val = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in parts]
 

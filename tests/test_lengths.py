@@ -1,6 +1,7 @@
 """What is measured besides the comparison: gains by length of a run, and speed beside nanoGPT's."""
 import functools
 
+import numpy as np
 import pytest
 
 from paper import bench, costs, lengths, rows
@@ -65,19 +66,49 @@ class GPT(torch.nn.Linear):
 '''
 
 
-def test_the_bench_trains_both_sides_and_says_how_fast(tmp_path, monkeypatch, capsys):
-    """Beside a stand-in that does next to nothing, and is faster."""
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """The folder of a stand-in for nanoGPT, which does next to nothing, and is faster."""
     (tmp_path / "model.py").write_text(NANOGPT)
     monkeypatch.setattr(bench, "SHAPES", {"laptop": bench.SHAPES["laptop"]})
-    monkeypatch.setattr(bench, "RATES", (.004,))
-    monkeypatch.setattr(bench, "POINTS", 2)
     monkeypatch.setattr(bench.costs, "measure", lambda turns: None)
-    assert bench.main(["--nanogpt", str(tmp_path), "--turns", "1", "--seconds", "0", "--race",
-                       "4"]) == 0
-    said = capsys.readouterr().out
-    words = said.split()
+    return str(tmp_path)
+
+
+def test_the_bench_trains_both_sides_and_says_how_fast(checkout, capsys):
+    assert bench.main(["--nanogpt", checkout, "--turns", "1", "--seconds", "0", "--race",
+                       "0"]) == 0
+    words = capsys.readouterr().out.split()
     assert words[words.index("ours") + 2] == "tok/s" and float(words[words.index("ratio") + 1]) < 1
-    assert "nats after 4 steps" in said and "which ours does not reach" in said
+
+
+class Here:
+    """A bench.Process that is none."""
+
+    def __init__(self, flags, side, shape, lr, steps):
+        flags = bench.parse(["--nanogpt", flags.nanogpt, "--shape", shape, "--lr", str(lr),
+                             "--steps", str(steps)])
+        self.side = bench.SIDES[side](flags)
+
+    def ask(self, action, *numbers):
+        return getattr(self.side, action)(*numbers)
+
+    def end(self):
+        pass
+
+
+@pytest.mark.parametrize("their_loss, says", [
+    (0., "which ours does not reach"), (99., "ours is there after 1 steps, 0.50 of nanoGPT's")])
+def test_a_race_says_how_soon_ours_is_where_the_other_ends(
+        checkout, monkeypatch, capsys, their_loss, says):
+    monkeypatch.setattr(bench, "RATES", (.004, .008))
+    monkeypatch.setattr(bench, "POINTS", 4)
+    monkeypatch.setattr(bench, "WINDOWS", 1)
+    monkeypatch.setattr(bench, "Process", Here)
+    monkeypatch.setattr(bench.NanoGPT, "loss", lambda self: their_loss)
+    flags = bench.parse(["--nanogpt", checkout, "--race", "4"])
+    bench.race(flags, np.array([[2., 1.], [4., 2.]]))
+    assert says in capsys.readouterr().out
 
 
 def test_what_mixing_costs_is_measured(monkeypatch, capsys):
