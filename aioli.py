@@ -10,7 +10,7 @@ Optimization (LMO):
 They differ in where A^t comes from and in how they solve. Here a method is a short generator: it
 yields a request (train on this mixture, measure this signal), receives what was measured, and is
 otherwise the paper's pseudocode in order. The training loop is elsewhere (train.py, or yours). This
-file needs numpy alone, and torch only to fit a law.
+file needs numpy alone, and torch only for the fits of `dml` and `power`.
 
     history = History(groups=["code", "law"], sizes=[9e6, 4e6], batch=8)
     method = aioli(history, steps=1000)
@@ -123,12 +123,11 @@ class History:
         which `finished` sees to, and a Peek has NaN for groups that are not in its batch.
         """
         p = np.asarray(request.p, float)
+        batches = {Train: getattr(request, "steps", 0), Peek: 1, Update: 0}[type(request)]
         counted = windows is not None
-        if not counted:                                                 # an Update draws no batch
-            batches = {Train: getattr(request, "steps", 0), Peek: 1, Update: 0}[type(request)]
-            windows = batches * self.batch * p
-        windows = np.asarray(windows).reshape(self.m)
-
+        windows = np.asarray(windows if counted else batches * self.batch * p).reshape(self.m)
+        if not (finite(windows) & (windows >= 0)).all() or (batches and not windows.any()):
+            raise ValueError(f"windows must be what was drawn of each group, not {windows}")
         reply = signals if loss is None else np.array(loss, float).reshape(self.m)
         self.require_finite(request, reply, windows, counted)
         share = windows / windows.sum() if windows.sum() else p
@@ -136,10 +135,9 @@ class History:
 
     def require_finite(self, request, reply, windows, counted):
         """Raise ValueError where an answer is not what `add` takes; counted: it had windows."""
-        good = finite(windows) & (windows >= 0)                         # (m,)
+        good = np.ones(self.m, bool)
         if isinstance(request, Train):
             good &= finite(reply) | (request.on != "main")
-            good &= windows.any() or not request.steps
         elif isinstance(request, Peek):
             table = np.vstack([signal for signal in reply.values() if np.ndim(signal)])
             absent = windows == 0 if counted else np.isnan(table).all(0)
@@ -473,8 +471,9 @@ def probe_counts(arms, m, f, windows):
     rest = windows - probed
     largest_other = -(-rest // (k - 1))
     if not 1 / k < f <= 1 or probed <= largest_other:
-        raise ValueError(f"aioli: f = {f} with {k} groups and {windows} windows per probe does not "
-                         f"favour the probed group; choose 1/{k} < f <= 1, or raise --probe")
+        raise ValueError(f"probes: f = {f} with {k} groups and {windows} windows per probe does "
+                         f"not favour the probed group; choose 1/{k} < f <= 1, or raise --probe "
+                         "or --batch")
     counts = np.zeros((k, m), int)
     for row, j in enumerate(arms):
         others = np.roll([a for a in arms if a != j], -row)             # the odd window rotates
@@ -568,7 +567,7 @@ def check_probes(h, arms, steps, rounds, f, sweeps, probe):
     probe_steps = sweeps * probe * len(arms)
     shortest = min(split(steps, rounds))
     if shortest < probe_steps:
-        raise ValueError(f"aioli: {steps} steps in {rounds} rounds leave {shortest} a round, but "
+        raise ValueError(f"probes: {steps} steps in {rounds} rounds leave {shortest} a round, but "
                          f"probing takes {sweeps * probe} for each of {len(arms)} groups; "
                          f"raise --steps to {rounds * probe_steps}")
     return probe_steps
@@ -1089,7 +1088,7 @@ def past_warmup(warmup, read):
 
     Those from four fifths of the warm-up on: before, the rising rate decides the loss, not tokens.
     """
-    return read > .8 * warmup - 1e-9
+    return (read > 0) & (read > .8 * warmup - 1e-9)
 
 
 def forecast_end(h, total_windows):

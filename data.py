@@ -1031,7 +1031,7 @@ def write_tokens(work, name, tokeniser):
 
 def dtype_of(vocab):
     """The smallest type that holds all token ids."""
-    return np.uint16 if vocab <= 65535 else np.uint32
+    return np.uint16 if vocab <= 65536 else np.uint32
 
 
 # ---- embedded text: what installing requirements.txt has put on this machine

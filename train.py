@@ -33,6 +33,7 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from collections import Counter
 from contextlib import (contextmanager, nullcontext, redirect_stderr, redirect_stdout,
                         suppress)
@@ -55,12 +56,13 @@ def cosine(t):
 
 
 def constant(t):
-    """As cosine, for a rate that keeps its peak and falls in the last fifth only."""
+    """As cosine, for a rate that keeps its peak and falls in the last fifth after warm-up only."""
     return min(1, 5 * (1 - t))
 
 
 SCHEDULES = dict(cosine=cosine, constant=constant)
 LONGEST_NAME = 120          # characters of a folder
+OURS = ("history", "checkpoint", "result", "model", "run", "before")    # what a run leaves there
 WINDOWS = 9 * 10 ** 9       # of a run: data.py counts their billionths in 64 bits
 LARGEST_LOSS = 700          # nats per token: beyond it a perplexity is no number any more
 
@@ -103,7 +105,7 @@ class Config:
     val_windows: int = 16       # fixed validation windows per group; the noise is in training
     test_windows: int = 384     # fixed test windows per group, used once, after training
     eval_every: int = 100       # steps between points of the loss curve; changes no training
-    max_epochs: float = 4       # a note at the start names groups that would be read more often
+    max_epochs: float = 4.0     # a note at the start names groups that would be read more often
     # machine
     device: str = "auto"        # auto, cpu, cuda, mps (Apple's)
     micro_batch: int = 0        # windows in memory at once, to save it; 0: the whole batch
@@ -117,8 +119,11 @@ class Config:
         for name in ("steps", "batch", "val_windows", "test_windows", "eval_every"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("seed", 0 <= self.seed < 2 ** 63, "at least 0 and below 2^63")
-        for name in ("threads", "micro_batch", "save_every"):
+        for name in ("micro_batch", "save_every"):
             self.require(name, getattr(self, name) >= 0, "at least 0")
+        self.require("threads", 0 <= self.threads <= 1024, "at least 0 and at most 1024")
+        self.require("cache", self.cache, "a folder")
+        self.require("micro_batch", self.micro_batch <= self.batch, f"at most --batch {self.batch}")
         self.require("steps", self.steps * self.batch < WINDOWS, f"below {WINDOWS:.0e} / --batch")
         self.require("max_epochs", self.max_epochs > 0, "above 0")
         self.require("first", 0 <= self.first <= 1, "a share of the run, 0 to 1")
@@ -190,7 +195,7 @@ class Run:
                  dict(params=vectors, weight_decay=0.0)]
         betas = (0.9, config.beta2)
         self.optimizer = torch.optim.AdamW(parts, lr=config.lr, betas=betas, fused=True)
-        self.step, self.total_steps = 0, total_steps
+        self.step, self.total_steps, self.diverged = 0, total_steps, False
 
     def gradient(self, out=None):
         """The gradient in place, flat, (parameters,); 0 where there is none."""
@@ -209,7 +214,8 @@ class Run:
         """All that the run's future depends on, for torch.save."""
         optimizer = self.optimizer.state_dict() if self.optimizer else None
         return dict(model=self.model.state_dict(), optimizer=optimizer, step=self.step,
-                    sampler=self.sampler.state_dict(), total_steps=self.total_steps)
+                    sampler=self.sampler.state_dict(), total_steps=self.total_steps,
+                    diverged=self.diverged)
 
     def load(self, state):
         """Go to a saved state, which stays as it is and can be loaded again."""
@@ -221,7 +227,7 @@ class Run:
             self.optimizer = None
             self.model.to("cpu")                    # as put_aside left it
         self.sampler.load_state_dict(state["sampler"])
-        self.step = state["step"]
+        self.step, self.diverged = state["step"], state["diverged"]
 
 
 class Trainer:
@@ -294,7 +300,7 @@ class Trainer:
 
     def put_aside(self, run):
         """Free what a scratch run takes on the device, at its end; it may still be validated."""
-        if run.step == run.total_steps and run.name != "main":
+        if (run.step == run.total_steps or run.diverged) and run.name != "main":
             run.optimizer, run.forward, self.gradients = None, run.model, None
             run.model.to("cpu")
 
@@ -372,24 +378,23 @@ class Trainer:
         run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
 
-    def watch(self, run, what, values, group=None):
+    def watch(self, run, what, values, group=None, limit=math.inf):
         """Require that these numbers of a step are finite, at once or, on a GPU, which does not
-        wait for it, within 50 steps. values, group: as `require_finite` takes them."""
-        self.unseen.append((run, run.step, what, values.detach(), group))
+        wait for it, some steps later. Arguments as of `require_finite`."""
+        self.unseen.append((run, run.step, what, values.detach(), group, limit))
         if self.device.type == "cpu" or len(self.unseen) >= 100:
             self.look()
 
     def look(self):
         """Require that all numbers that were not looked at yet are finite. Raises Diverged."""
         unseen, self.unseen = self.unseen, []
-        for run, step, what, values, group in unseen:
-            self.require_finite(run, step, what, values.float().cpu().numpy(), group)
+        for run, step, what, values, group, limit in unseen:
+            self.require_finite(run, step, what, values.float().cpu().numpy(), group, limit)
 
-    def require_finite(self, run, step, what, values, group=None):
-        """Raise Diverged unless numbers are finite, and losses below LARGEST_LOSS.
+    def require_finite(self, run, step, what, values, group=None, limit=math.inf):
+        """Raise Diverged unless numbers are finite and below a limit.
 
         values: one, or an array whose last axis is of the groups `group`, by default all m."""
-        limit = LARGEST_LOSS if "loss" in what else math.inf
         is_bad = ~(np.abs(values) < limit)                          # NaN, too
         if not is_bad.any():
             self.finite[run.name, what] = f"{np.mean(values):.4g} at step {step}"
@@ -420,7 +425,7 @@ class Trainer:
             loss = torch.cat([run.model(*part) for part in parts])
         mean = self.summed(np.bincount(group, loss.cpu().numpy(), self.m)) / count
         self.eval_seconds += time.perf_counter() - began
-        self.require_finite(run, run.step, "validation loss", mean)
+        self.require_finite(run, run.step, "validation loss", mean, limit=LARGEST_LOSS)
         return mean
 
     def answer(self, request):
@@ -432,19 +437,25 @@ class Trainer:
         """Answer a Train request. On resume it is taken up again at step `done`.
 
         A scratch run that diverges ends there, its losses NaN: the method has to do without it.
+        Raises ValueError for a run that has come to its end.
         """
         run = self.run(request.on, request.total_steps or request.steps)
+        if run.optimizer is None and request.steps and not run.diverged:
+            raise ValueError(f"run {request.on} ended after {run.total_steps} steps; give its "
+                             "first Train as total_steps what all its requests have together")
         if self.done is None:
             run.sampler.plan(request.p, request.steps)
             self.done = 0
+        loss = np.full(self.m, math.nan)
         try:
-            loss = self.steps(run, request)
+            if not run.diverged:
+                loss = self.steps(run, request)
         except Diverged as error:
             if request.on == "main":
                 raise
             print(f"\nnote: {error}; this run counts as diverged", flush=True)
-            run.sampler.drop()
-            loss = np.full(self.m, math.nan)
+            run.diverged = True
+        run.sampler.drop()
 
         self.done = None
         self.put_aside(run)
@@ -456,7 +467,7 @@ class Trainer:
             self.on_whole()
             x, y, group = self.batch(run)
             losses = self.reduce(self.backward(run, x, y))          # (B,)
-            self.watch(run, "training loss", losses, group)
+            self.watch(run, "training loss", losses, group, LARGEST_LOSS)
             self.reduce_gradient(run)
             self.apply(run)
             self.done += 1
@@ -487,6 +498,8 @@ class Trainer:
 
     def excess(self, run, against, batch, counts):
         """Signals of a Peek against another run, and each group's loss with its graph."""
+        if against not in self.runs:
+            raise ValueError(f"a Peek against {against!r} needs that run to be trained before")
         x, y, group = (part[self.mine] for part in batch)
         loss = self.per_token(run.forward, x, y)                    # (B, T)
         with torch.no_grad():
@@ -537,6 +550,8 @@ class Trainer:
 
     def update(self, request):
         """Answer an Update: a step on sum_j w_j (loss of group j), from what the Peek left."""
+        if request.on not in self.peeked:
+            raise ValueError(f"an Update of run {request.on} needs a Peek at it just before")
         run, parts = self.runs[request.on], self.peeked.pop(request.on)
         total = sum(float(w) * part for w, part in zip(request.w, parts, strict=True)
                     if part is not None)
@@ -574,6 +589,18 @@ def steps_of(request):
     return getattr(request, "steps", int(isinstance(request, aioli.Update)))
 
 
+def checked(request):
+    """A request as it is now: a method may go on to change its arrays. ValueError if it is none."""
+    if type(request) not in VERBS.values():
+        raise ValueError(f"a method yields Train, Peek or Update, not {str(request)[:80]!r}")
+    for name in ("steps", "total_steps"):
+        number = getattr(request, name, 0)
+        if not (isinstance(number, (int, np.integer)) and number >= 0):
+            raise ValueError(f"{name} of a request must be a whole number >= 0, not {number!r}")
+    name = "w" if isinstance(request, aioli.Update) else "p"
+    return request._replace(**{name: np.array(getattr(request, name), float)})
+
+
 def same_request(asked, recorded):
     """Whether a recorded request is the one asked for now, up to rounding of its mixture."""
     return (type(asked) is type(recorded) and asked.on == recorded.on
@@ -593,7 +620,7 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
     past, known, reply = list(past), list(known), None
     while True:
         try:
-            request = method.send(reply)
+            request = checked(method.send(reply))
         except StopIteration as end:
             return end.value
 
@@ -601,6 +628,8 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
             if not same_request(request, past[0].request):
                 raise ValueError("the checkpoint is of another run; use another --out")
             history.rows.append(past.pop(0))
+            if known and same_request(request, known[0].request):
+                known.pop(0)                                        # it was taken then
         elif known and same_request(request, known[0].request):
             history.rows.append(known.pop(0))
         else:
@@ -686,28 +715,47 @@ def write(path, content):
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except RuntimeError as error:                                   # torch's word for a full disk
+        part.unlink(missing_ok=True)
+        raise OSError(f"cannot write {part}, the disk may be full ({error})") from None
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
+class Unreadable(ValueError):
+    """A file is not what it should be."""
+
+
 @contextmanager
-def reading(path, what):
-    """Whatever goes wrong in this block is the fault of a file that is not `what`. ValueError."""
+def reading(path, what, advice="delete it, or use another"):
+    """Whatever goes wrong in this block is the fault of a file that is not `what`: Unreadable."""
     try:
         yield
+    except Unreadable:                                              # of another file
+        raise
     except Exception as error:
         said = (str(error).splitlines() or [""])[0][:200]
-        raise ValueError(f"{path} is not {what} ({type(error).__name__}: {said}); delete it, or "
-                         "use another") from None
+        raise Unreadable(f"{path} is not {what} ({type(error).__name__}: {said}); "
+                         f"{advice}") from None
+
+
+def is_undamaged(path):
+    """Whether a file of torch.save is what was written, to the bit; torch.load does not look."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def read_result(path):
     """A result.json. Raises ValueError unless it is of a finished run."""
     with reading(path, "the result of a run"):
         result = json.loads(Path(path).read_text("utf-8"))
-        for name in ("config", "settings", "test_loss", "realised_mixture"):
+        for name in ("config", "settings", "test_loss", "realised_mixture", "versions"):
             result[name].items()
+        result["text"], result["groups"], result["mixtures"][0]
         for name in ("avg_test_ppl", "avg_test_loss", "wall_seconds", "steps", "extra_steps"):
             if not 0 <= result[name] < math.inf:
                 raise ValueError(f"{name} {result[name]}")
@@ -782,17 +830,24 @@ class Keeper:
             print(f"nothing to go on from: there is no {self.checkpoint}; beginning at step 0")
             return []
         with reading(self.checkpoint, "a checkpoint of this run"):
+            if not is_undamaged(self.checkpoint):
+                raise ValueError("it is damaged")
             saved = torch.load(self.checkpoint, map_location=self.trainer.device,
                                weights_only=True)
             other = difference(saved["flags"], self.flags, MAY_CHANGE)
-            if other:
-                why = ", from which its rate and rounds follow" if "--steps" in other else ""
-                raise ValueError(f"it is of a run with {other}{why}")
+        if other:
+            why = ", from which its rate and its rounds follow" if "--steps" in other else ""
+            raise ValueError(f"{self.checkpoint} is of a run with {other}{why}; give the same, or "
+                             "another --out")
+        with reading(self.checkpoint, "a checkpoint of this run"):
             self.trainer.load(saved["trainer"])
             self.rows = saved["rows"]
             self.began -= saved["wall"]
+            if not (self.rows >= 0 and 0 <= saved["wall"] < math.inf):
+                raise ValueError("its numbers cannot be")
 
-        with reading(self.lines, "the history of this run's checkpoint"):
+        advice = f"delete {self.checkpoint}, too, and begin again"
+        with reading(self.lines, "the history of this run's checkpoint", advice):
             lines = self.lines.read_text("utf-8").splitlines(keepends=True)[:self.rows]
             past = [from_line(line) for line in lines]
             if len(past) < self.rows:
@@ -873,7 +928,7 @@ class Keeper:
 # flags that say where the text is; the digest of its tokens decides whether it is the same
 OF_TEXT = ("data", "text_field", "group_field", "document_mark")
 # flags that change no number
-IDLE = (*OF_TEXT, "out", "cache", "past", "resume", "save_every", "max_epochs")
+IDLE = (*OF_TEXT, "out", "cache", "past", "resume", "save_every", "max_epochs", "eval_every")
 # flags that may change from one part of an interrupted run to the next
 MAY_CHANGE = (*IDLE, "threads", "device", "compile", "micro_batch")
 # flags that the scratch runs of --past do not depend on
@@ -910,10 +965,10 @@ def scratch_runs(config, text):
     """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model.
 
     Not those of a model that another request goes on with: it has to be there. ValueError."""
-    with reading(f"--past {config.past}", "the history of a finished run"):
+    with reading(f"--past {config.past}", "the history of a run", "give another"):
         result = read_result(Path(config.past).with_name("result.json"))
-        theirs = flags_of(result["config"], {}, result["text"])
         rows = read_history(config.past)
+    theirs = flags_of(result["config"], {}, result["text"])
     other = difference(theirs, flags_of(config, {}, text), NOT_OF_SCRATCH_RUNS)
     if other:
         raise ValueError(f"--past {config.past} is of a run with {other}; its runs are not "
@@ -1053,7 +1108,13 @@ def train(config, settings, corpus=None):
     """One run from text to result.json -> the result. ValueError for bad input, Stop on Ctrl-C."""
     corpus = corpus or first_alone(lambda: load_text(config, config.groups))
     out = Path(config.out or Path("out", folder_name(config, settings, corpus.groups)))
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"--out {out}: a file is in its way; choose another") from None
+    for path in out.iterdir():
+        if path.is_dir() != (path.name == "before") and path.name.split(".")[0] in OURS:
+            raise ValueError(f"{path} is in the way; take it away, or use another --out")
     if rank():
         return train_in(out, config, settings, corpus)
     with claimed(out):
@@ -1066,6 +1127,10 @@ def train_in(out, config, settings, corpus):
     """As train(), in this folder."""
     flags = flags_of(config, settings, corpus.digest)
     refuse_other_run(out, config, flags)
+    finished = out / "result.json"
+    if config.resume and finished.exists() and not (out / "checkpoint.pt").exists():
+        print(f"nothing to do: {out} has this run, finished")
+        return read_result(finished)
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
@@ -1088,7 +1153,7 @@ def train_in(out, config, settings, corpus):
             drive(method, trainer, history, past, known, on_row)
         wall = keeper.wall
         check_steps(config, history)
-        if known and not keeper.taken_over():
+        if known and not keeper.taken_over() and not past:
             print(f"note: --past changed nothing: {config.method} asked for none of its runs")
         result = summarise(config, settings, trainer, history, wall)
         report(result)
@@ -1126,7 +1191,8 @@ def check_steps(config, history):
 
 
 def folder_name(config, settings, groups):
-    """METHOD-GROUPS-sSEED, and what differs from the defaults: no two runs share it by chance."""
+    """METHOD-GROUPS-sSEED, and the flags that are not the defaults. (Where two runs share a name,
+    as two folders of text may, `refuse_other_run` keeps them apart.)"""
     usual = settings_of(aioli.METHODS.get(config.method, aioli.stratified))
     given = {**dataclasses.asdict(config), **settings, "data": Path(config.data).name}
     usual = {**dataclasses.asdict(Config()), **usual}
@@ -1348,15 +1414,13 @@ def uniform_result(config, result, out):
     usual = {name: getattr(Config, name) for name in OF_MIXTURE}
     uniform = dataclasses.replace(config, **{**usual, "method": "stratified"})
     ours = flags_of(uniform, {}, result["text"])
-    as_usual = dataclasses.replace(uniform, eval_every=Config.eval_every)
     names = [folder_name(uniform, {}, result["groups"]),
-             folder_name(as_usual, {}, result["groups"]),
              f"stratified-{'+'.join(result['groups'])}-s{config.seed}"]     # a comparison's
     for folder in (place / name for place in (out.parent, Path("out")) for name in names):
         with suppress(ValueError):                                  # not there, or damaged
             found = read_result(folder / "result.json")
             theirs = flags_of(found["config"], {}, found.get("text"))
-            if not difference(theirs, ours, (*MAY_CHANGE, "groups", "eval_every")):
+            if not difference(theirs, ours, (*MAY_CHANGE, "groups")):
                 return found, folder
     return None, None
 
@@ -1396,8 +1460,11 @@ def pyplot():
 
 
 def save_figure(figure, path):
-    """Write a picture and free its memory."""
-    figure.savefig(path, dpi=130)
+    """Write a picture, whole, and free its memory."""
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    figure.savefig(part, format=path.suffix[1:], dpi=130)
+    part.replace(path)
     pyplot().close(figure)
 
 
@@ -1539,7 +1606,7 @@ def parse(argv):
     fields = {field.name: field.default for field in dataclasses.fields(Config)}
     settings = settings_of(method)
     for setting in settings:
-        if setting in fields:
+        if setting in (*fields, "text", "help"):
             raise ValueError(f"{name}'s setting {setting!r} is the name of a flag of every run; "
                              "call it something else")
         if settings[setting] is True or not isinstance(settings[setting], (str, int, float)):
@@ -1633,8 +1700,8 @@ class Unbroken:
 
 
 def exit_code(name, command):
-    """Call `command` -> 0; 2 for bad input, 1 for a machine or a method that fails, 130 after
-    Ctrl-C or a signal to end, with a line on stderr that begins with `name`, never a traceback."""
+    """Call `command` -> 0; 2 for bad input, 1 for a machine or a method that fails, with a line on
+    stderr that begins with `name`; 130 after Ctrl-C or a signal to end. Never a traceback."""
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -1643,7 +1710,7 @@ def exit_code(name, command):
         try:
             command()
         except (Stop, KeyboardInterrupt) as error:
-            print(f"\n{error or 'stopped'}", file=sys.stderr)
+            print(f"\n{str(error) or 'stopped'}", file=sys.stderr)
             return 130
         except Exception as error:
             print(f"{name}: {in_a_line(error)}", file=sys.stderr)

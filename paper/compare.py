@@ -137,6 +137,7 @@ def first_mixture(folder):
 
 
 CHILDREN = set()            # processes at work
+stopping = threading.Event()                # no more are begun
 
 
 def separately(name, command, **output):
@@ -145,12 +146,16 @@ def separately(name, command, **output):
     Raises Stop after Ctrl-C, and ValueError with `name` and the last thing said if it failed.
     """
     environment = {**os.environ, **getattr(worker, "environment", {})}
+    if stopping.is_set():
+        raise train.Stop
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True,
                                env=environment, **output)
     CHILDREN.add(process)
+    if stopping.is_set():                       # meanwhile
+        process.terminate()
     _, said = process.communicate()
     CHILDREN.remove(process)
-    if process.returncode == 130:
+    if process.returncode == 130 or -process.returncode in train.SIGNALS:
         raise train.Stop
     if process.returncode:
         said = said.strip() or f"exit code {process.returncode}"
@@ -180,14 +185,13 @@ def run_job(job, needed, setup):
 
 
 def train_separately(name, flags, checkpoint):
-    """A run in a process of its own, from its checkpoint where there is one that it can go on
-    from. Raises Stop, ValueError."""
-    if checkpoint.exists():
-        try:
-            return separately(name, [TRAIN, *flags, "--resume"], stdout=subprocess.DEVNULL)
-        except ValueError:
-            checkpoint.unlink()                 # it is damaged, or the run ends in an error anyway
-    separately(name, [TRAIN, *flags], stdout=subprocess.DEVNULL)
+    """A run in a process of its own, from its checkpoint if there is one; one that is damaged is
+    set aside. Raises Stop, ValueError."""
+    if checkpoint.exists() and not train.is_undamaged(checkpoint):
+        print(f"note: {checkpoint} is damaged; its run begins again")
+        checkpoint.replace(checkpoint.with_name("checkpoint.pt.bad"))
+    resume = ["--resume"] if checkpoint.exists() else []
+    separately(name, [TRAIN, *flags, *resume], stdout=subprocess.DEVNULL)
 
 
 def is_finished(path, flags, text):
@@ -292,8 +296,10 @@ def run_all(setup, jobs, rows):
             entry = entries[future]
             try:
                 rows[entry] = future.result()
-            except ValueError as error:
-                failed.append(str(error))
+            except train.Stop:
+                raise
+            except Exception as error:          # of this run; the others go on
+                failed.append(train.in_a_line(error))
                 continue
             write_csv(setup.folder / "compare.csv", rows)
             print(f"{ended:>4}/{len(todo)}  {entry.label:<34}{entry.groups:<18} seed {entry.seed}  "
@@ -329,6 +335,7 @@ def workers(jobs):
     Stop.
     """
     turns = itertools.cycle(gpus() or [{}])
+    stopping.clear()
 
     def take_gpu():
         worker.environment = next(turns)
@@ -338,6 +345,7 @@ def workers(jobs):
             yield pool
         except BaseException as error:          # whatever it is, begin nothing more
             pool.shutdown(wait=False, cancel_futures=True)
+            stopping.set()
             for process in list(CHILDREN):
                 process.terminate()
             if isinstance(error, (KeyboardInterrupt, train.Stop)):

@@ -207,6 +207,15 @@ def test_what_is_below_0_is_bold_and_the_controls_have_partners_of_their_own():
     assert any(line.startswith("| grid | +4.00 |") for line in lines[2:])
 
 
+def test_methods_that_measure_are_held_against_the_control_that_does_not():
+    found = {at("stratified", s): row(20.) for s in (0, 1)}
+    found |= {at("perplexity_weighted", s): row(19. + s) for s in (0, 1)}
+    found |= {at("aioli", s): row(18.5 + s) for s in (0, 1)}
+    [_, _, _, control] = tables.tabulate(found)
+    assert "against the control" in control and "| aioli | **-0.50 ± 0.00** | 1 | 1 |" in control
+    assert "| stratified" not in control and "| perplexity_weighted |" not in control
+
+
 def test_a_table_says_how_many_intervals_it_shows_and_what_chance_would_give():
     found = {at("stratified", s, g): row(20.) for s in (0, 1) for g in ("a+b", "c+d")}
     found |= {at("aioli", s, g): row(18. + s / 50) for s in (0, 1) for g in ("a+b", "c+d")}
@@ -582,7 +591,7 @@ def test_an_interrupted_run_is_resumed(compare_here, tmp_path, monkeypatch, caps
     def stopped(config, settings):
         if config.method == "natural":
             (out / "code+law" / "natural-s0").mkdir(exist_ok=True)
-            (out / "code+law" / "natural-s0" / "checkpoint.pt").touch()
+            train.write(out / "code+law" / "natural-s0" / "checkpoint.pt", {"a": "sound one"})
             raise train.Stop
         return train_as_before(config, settings)
 
@@ -612,8 +621,21 @@ def test_a_damaged_result_or_checkpoint_of_a_run_is_made_again(
     (out / "code+law" / "natural-s0" / "result.json").unlink()
     (out / "code+law" / "natural-s0" / "checkpoint.pt").write_bytes(b"half of")
     assert compare_here("--method", "natural") == 0
-    assert ["--resume" in command for command in compare_here.started] == [True, False]
+    assert ["--resume" in command for command in compare_here.started] == [False]
+    assert (out / "code+law" / "natural-s0" / "checkpoint.pt.bad").read_bytes() == b"half of"
     assert rows_in(out)["natural"]["test_loss"] == made["test_loss"]
+
+
+def test_a_child_that_a_signal_ends_was_stopped_and_none_is_begun_after():
+    end = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    with pytest.raises(train.Stop):
+        compare.separately("a run", ["-c", end])
+    with pytest.raises(train.Stop), compare.workers(1):
+        raise KeyboardInterrupt
+    with pytest.raises(train.Stop):
+        compare.separately("a run", ["-c", "raise ValueError"])
+    with compare.workers(1):
+        compare.separately("a run", ["-c", ""])
 
 
 def test_ending_a_comparison_ends_its_children():

@@ -10,7 +10,7 @@ import kill
 import numpy as np
 import pytest
 import torch
-from test_train import interrupt_at, no_pictures                # noqa: F401
+from test_train import HALF, interrupt_at, no_pictures          # noqa: F401
 from tiny import BASE, measured, run, texts, tiny_preset, trainer       # noqa: F401
 
 import aioli
@@ -287,6 +287,58 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path,
         run(tmp_path)
 
 
+def test_resuming_a_run_that_took_over_others_says_nothing_of_it(tmp_path, monkeypatch, capsys):
+    run(tmp_path, "grid", settings={"points": 3}, name="grid", steps=10)
+    about = dict(settings={"points": 3}, steps=10, past=str(tmp_path / "grid" / "history.jsonl"))
+    stop_at(monkeypatch, tmp_path, 4, "dml", **about)
+    capsys.readouterr()
+    result, _ = run(tmp_path, "dml", resume=True, **about)
+    assert result["extra_steps"] == 30 and "changed nothing" not in capsys.readouterr().out
+
+
+def test_a_single_bit_of_a_checkpoint_that_fell_over_is_noticed(tmp_path, monkeypatch):
+    path = stop_at(monkeypatch, tmp_path, 4, steps=9) / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a checkpoint of this run .*damaged"):
+        run(tmp_path, steps=9, resume=True)
+
+
+def test_a_mistyped_flag_is_no_reason_to_delete_a_checkpoint(tmp_path, monkeypatch):
+    stop_at(monkeypatch, tmp_path, 4, steps=9)
+    for change in ({"lr": .1}, {"steps": 10}, {"seed": 1}):
+        with pytest.raises(ValueError, match="is of a run with .*; give the same, or ") as refused:
+            run(tmp_path, **{"steps": 9, **change}, resume=True)
+        assert "delete" not in str(refused.value)
+
+
+def test_a_finished_run_is_not_made_again_by_resume(tmp_path, monkeypatch, capsys):
+    result, _ = run(tmp_path, steps=3)
+    monkeypatch.setattr(train.Trainer, "answer", lambda *_: pytest.fail("it trains"))
+    again, _ = run(tmp_path, steps=3, resume=True)
+    assert again["test_loss"] == result["test_loss"]
+    assert "this run, finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model.pt", "history.jsonl.part", "checkpoint.pt", "run.png"])
+def test_what_is_in_the_way_is_told_before_training(tmp_path, monkeypatch, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    monkeypatch.setattr(train.Trainer, "answer", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=f"{name} is in the way; take it away"):
+        run(tmp_path)
+
+
+def test_a_full_disk_as_torch_tells_it_is_an_error_of_the_machine(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] unexpected pos")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="the disk may be full"):
+        train.write(tmp_path / "checkpoint.pt", dict(step=1))
+    assert not list(tmp_path.iterdir())
+
+
 def test_resume_without_a_checkpoint_begins_and_says_so(tmp_path, capsys):
     result, _ = run(tmp_path, steps=3, resume=True)
     assert result["steps"] == 3 and "beginning at step 0" in capsys.readouterr().out
@@ -310,6 +362,43 @@ def test_the_model_is_kept_and_loads_without_anything_else(tmp_path):
     t.run("main").model = model.load(tmp_path / "out" / "model.pt")
     loss = t.validate(t.run("main"), t.fixed_windows(t.corpus.test, 32, seed=2))
     assert loss.tolist() == list(result["test_loss"].values())
+
+
+# --- What methods ask for ---
+
+
+def test_a_method_that_changes_its_mixture_later_does_not_change_the_record(tmp_path, monkeypatch):
+    def mine(h, steps):
+        p = np.array([.5, .5])
+        yield aioli.Train(p, 2)
+        p += [.1, -.1]
+        yield aioli.Train(p, steps - 2)
+
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    result, rows = run(tmp_path, "mine", steps=5)
+    shares = [mixture["cycle"] for _, mixture in result["mixtures"]]
+    assert shares == pytest.approx([.5, .6]) and rows[0]["p"] == [.5, .5]
+
+
+@pytest.mark.parametrize("request_, says", [
+    (None, "yields Train, Peek or Update, not 'None'"), ((HALF, 3), "yields Train, Peek or Update"),
+    (aioli.Train(HALF, -5), "steps of a request must be a whole number >= 0, not -5"),
+    (aioli.Train(HALF, 1.5), "whole number"), (aioli.Train(HALF, float("nan")), "whole number"),
+    (aioli.Train(HALF, 3, on="x", total_steps=-1), "total_steps of a request"),
+    (aioli.Train(np.ones(3) / 3, 3), "a mixture of 2 groups"),
+    (aioli.Train(np.array([2., -1.]), 3), "a mixture of 2 groups"),
+    (aioli.Update(HALF, "x"), "needs a Peek at it just before"),
+    (aioli.Peek(HALF, 9, "x", against="nobody"), "needs that run to be trained before"),
+])
+def test_a_request_that_makes_no_sense_is_told_in_a_line(
+        tmp_path, monkeypatch, capsys, request_, says):
+    def mine(h, steps):
+        yield request_
+
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    assert train.exit_code("me", lambda: run(tmp_path, "mine", steps=5)) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
 
 
 # --- Finite or stop ---
@@ -367,7 +456,7 @@ def test_a_signal_that_is_not_finite_stops_a_run(tmp_path, monkeypatch, method):
 def test_what_is_not_finite_is_named_with_its_group(values, group, says):
     t = trainer()
     with pytest.raises(train.Diverged, match=says):
-        t.require_finite(t.run("main"), 3, "training loss", np.array(values), group)
+        t.require_finite(t.run("main"), 3, "training loss", np.array(values), group, limit=700)
 
 
 def test_on_a_gpu_steps_are_looked_at_later_but_none_is_missed(monkeypatch):
@@ -395,7 +484,30 @@ def test_a_scratch_run_that_diverges_leaves_no_losses_and_the_others_go_on(
     monkeypatch.setitem(aioli.METHODS, "mine", mine)
     _, rows = run(tmp_path, "mine", steps=5)
     assert [None in row["reply"] for row in rows] == [False, True, True, False, False]
-    assert "run bad, step 2: the training loss" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("run bad, step 2: the training loss") == 1
+
+
+def test_a_scratch_run_that_has_ended_trains_no_more(tmp_path, monkeypatch):
+    def mine(h, steps):
+        yield aioli.Train(h.uniform, 3, on="x")
+        yield aioli.Train(h.uniform, 0, on="x")                 # but may be measured
+        yield aioli.Train(h.uniform, 3, on="x")
+
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    with pytest.raises(ValueError, match="run x ended after 3 steps; give its first Train as tot"):
+        run(tmp_path, "mine", steps=5)
+
+
+def test_a_run_that_diverged_is_put_aside(monkeypatch, capsys):
+    t = trainer()
+    poison(monkeypatch, "bad", 2)
+    answer = t.answer(aioli.Train(np.array([.5, .5]), 9, on="bad"))
+    assert np.isnan(answer["loss"]).all() and t.run("bad").optimizer is None
+    again = t.answer(aioli.Train(np.array([.5, .5]), 9, on="bad"))
+    assert np.isnan(again["loss"]).all() and t.run("bad").step == 2
+    other = trainer()
+    other.load(t.state())
+    assert other.run("bad").diverged
 
 
 # --- Printing ends no run ---

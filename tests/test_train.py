@@ -428,7 +428,7 @@ def drive(requests, **rows):
     """What a method was told, which requests were trained, the rows of the history, in order."""
     t, history = Counting(), aioli.History("ab", [1, 1], 8)
     told = train.drive(ask(*requests), t, history, **rows)
-    return [float(loss[0]) for loss in told], t.answered, history.rows
+    return [float(loss[0]) for loss in told], list(map(str, t.answered)), history.rows
 
 
 def row_of(request, loss):
@@ -443,7 +443,7 @@ def test_known_runs_are_taken_as_far_as_they_are_what_is_asked():
     known = [row_of(SWEEP[0], 70.), row_of(SWEEP[1], 80.)]
     fresh = []
     told, trained, rows = drive(SWEEP, known=known, on_row=fresh.append)
-    assert told == [70., 80., 1.] and trained == SWEEP[2:]
+    assert told == [70., 80., 1.] and trained == list(map(str, SWEEP[2:]))
     assert rows[:2] == known and fresh == rows[2:]
 
     told, trained, _ = drive([aioli.Train(HALF, 0), *SWEEP], known=known)
@@ -459,7 +459,8 @@ def test_known_runs_are_taken_as_far_as_they_are_what_is_asked():
 def test_past_rows_are_replayed_and_have_to_be_what_is_asked():
     past = [row_of(SWEEP[0], 70.)]
     told, trained, rows = drive(SWEEP, past=past)
-    assert told == [70., 1., 2.] and trained == SWEEP[1:] and len(rows) == 3 and len(past) == 1
+    assert told == [70., 1., 2.] and trained == list(map(str, SWEEP[1:]))
+    assert len(rows) == 3 and len(past) == 1
     with pytest.raises(ValueError, match="of another run"):
         drive(SWEEP[1:], past=past)
 
@@ -983,9 +984,11 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     (["--device", "gpu"], "device", 2),
     (["--steps", "many"], "invalid int value", 2),
     (["--steps"], "expected one argument", 2),
-    (["--method", "grid", "--past", "nowhere.jsonl"], "not the history", 2),
+    (["--method", "grid", "--past", "nowhere.jsonl"], "not the result of a run", 2),
     (["--out", "/proc/nobody/may/write"], "/proc/nobody", 1),
-    (["--out", __file__], "test_train.py", 1),
+    (["--out", __file__], "a file is in its way", 2),
+    (["--cache", ""], "must be a folder", 2),
+    (["--threads", "100000"], "at most 1024", 2),
     (["--cache", __file__], "cannot use the cache", 2),
     (["--steps", "0"], "--steps 0 must be at least 1", 2),
     (["--steps", "-3"], "--steps -3", 2),
@@ -1003,6 +1006,7 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     (["--seed", str(2 ** 63)], "below 2^63", 2),
     (["--threads", "-1"], "--threads -1", 2),
     (["--micro-batch", "-1"], "--micro-batch -1", 2),
+    (["--micro-batch", "9"], "at most --batch 8", 2),
     (["--save-every", "-1"], "--save-every -1", 2),
     (["--max-epochs", "0"], "--max-epochs 0", 2),
     (["--eval-every", "0"], "--eval-every 0", 2),
@@ -1161,7 +1165,8 @@ def test_a_setting_named_like_a_flag_of_every_run_is_refused(monkeypatch):
 @pytest.mark.parametrize("error, code, says", [
     (ValueError("two\nlines"), 2, "me: two lines\n"), (OSError("disk"), 1, "me: disk\n"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), 1, "lower --batch"),
-    (train.Stop("stopped"), 130, "stopped"), (KeyboardInterrupt(), 130, "\n"), (None, 0, ""),
+    (train.Stop("stopped"), 130, "stopped"), (KeyboardInterrupt(), 130, "\nstopped\n"),
+    (None, 0, ""),
 ])
 def test_a_program_ends_with_a_code_and_a_line(error, code, says, capsys):
     def command():
