@@ -1,6 +1,6 @@
 """The tables of a comparison: methods x data sets, as Markdown.
 
-    python -m paper.tables paper/compare-1000.csv
+    python -m paper.tables paper/compare.csv
 """
 import functools
 import sys
@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 import train
-from paper.rows import STRATIFIED, longer, ordered, read_csv, throughout
+from paper.rows import STRATIFIED, Entry, longer, ordered, read_csv, throughout
 
 LEGEND = ("Differences to stratified of the same seed, ± 95 % t-interval over seeds, bold if all "
           "of it is below 0; time: wall, stratified = 1.")
+CONTROL = Entry("method", "perplexity_weighted")
 CHANCE = .025               # that a 95 % interval lies below 0 where there is no difference
 
 
@@ -44,8 +45,8 @@ def interval(values):
 def partner_of(entry, row, against):
     """The run that one is held against, of the same data and seed; against: the kind of it."""
     times = round(1 + row["extra_steps"] / row["steps"])
-    lines = dict(method=STRATIFIED, average=entry._replace(kind="average"), longer=longer(times),
-                 throughout=throughout(entry.prior))
+    lines = dict(method=STRATIFIED, control=CONTROL, average=entry._replace(kind="average"),
+                 longer=longer(times), throughout=throughout(entry.prior))
     return lines[against]._replace(groups=entry.groups, seed=entry.seed)
 
 
@@ -167,11 +168,13 @@ def tabulate(rows):
     for line in sorted(of_kind("after"), key=lambda line: line.name):
         after.setdefault(line.name, []).append(line)
     methods, ppl = of_kind("method"), "avg_test_ppl"
+    measuring = [line for line in methods if line not in (STRATIFIED, CONTROL)]
 
     show = functools.partial(table, rows)
     tables = [
         show("average test perplexity", ppl, 2, methods),
         show("average test loss", "avg_test_loss", 4, methods),
+        show("perplexity against the control, perplexity_weighted", ppl, 2, measuring, "control"),
         show("perplexity against a static run at the method's own average mixture", ppl, 2,
              averages, "average"),
         show("perplexity against stratified with the same total steps", ppl, 2, costly, "longer"),
@@ -189,7 +192,7 @@ def main(argv=None):
         rows = read_csv(paths[0]) if len(paths) == 1 else {}
         if not rows:
             raise ValueError(f"{' '.join(paths) or 'nothing given'}: give the table of a "
-                             "comparison, as in python -m paper.tables paper/compare-1000.csv")
+                             "comparison, as in python -m paper.tables paper/compare.csv")
         print("\n\n".join(tabulate(rows)))
 
     return train.exit_code("paper.tables", command)
