@@ -269,7 +269,7 @@ class Trainer:
         self.eval_seconds = 0.0
         self.stopping = False
         self.unseen = []            # numbers of the last steps, on a GPU not looked at yet
-        self.finite = {}            # (run, what): the last that was finite, in words
+        self.finite = {}            # (run, what): the last numbers that were finite, their step
 
     def on_step(self, request, run, loss):
         """Called after every optimiser step; `train` puts its progress line here."""
@@ -397,7 +397,7 @@ class Trainer:
         values: one, or an array whose last axis is of the groups `group`, by default all m."""
         is_bad = ~(np.abs(values) < limit)                          # NaN, too
         if not is_bad.any():
-            self.finite[run.name, what] = f"{np.mean(values):.4g} at step {step}"
+            self.finite[run.name, what] = values, step
             return
         names = ""
         if np.ndim(values):
@@ -405,7 +405,10 @@ class Trainer:
             bad = dict.fromkeys(groups[is_bad.reshape(-1, len(groups)).any(0)].tolist())
             names = " of " + ", ".join(self.corpus.groups[j] for j in sorted(bad))
         value = np.extract(is_bad, values)[0]
-        last = self.finite.get((run.name, what), "none")
+        last = "none"
+        if (run.name, what) in self.finite:
+            before, at = self.finite[run.name, what]
+            last = f"{np.mean(before):.4g} at step {at}"
         raise Diverged(f"run {run.name}, step {step}: the {what}{names} is {value:.4g} (the last "
                        f"good one: {last}); a lower --lr may help")
 

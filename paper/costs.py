@@ -2,7 +2,6 @@
 
 Measured by `python -m paper.bench`.
 """
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,10 @@ import train
 BATCH = 8
 MEGABYTES = 100                             # of text that is prepared
 PREPARE = """
-import sys, time, data
+import resource, sys, time, data
 began = time.perf_counter()
 data.load(data=sys.argv[1], cache=sys.argv[2], progress=None)
-print(time.perf_counter() - began)
+print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
@@ -123,13 +122,13 @@ def preparing(megabytes):
         ended = subprocess.run([sys.executable, "-c", PREPARE, str(text), str(Path(folder, "c"))],
                                capture_output=True, text=True, check=True,
                                cwd=Path(data.__file__).parent)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return megabytes / float(ended.stdout), peak
+    seconds, peak = map(float, ended.stdout.split())
+    return megabytes / seconds, peak
 
 
 def measure(turns):
     """Measure and print all of it."""
-    speed, peak = preparing(MEGABYTES)          # first: the peak is that of all children so far
+    speed, peak = preparing(MEGABYTES)
     print(f"preparing {MEGABYTES} MB of text: {speed:.1f} MB/s, peak memory {peak:.0f} MB")
     for m in (2, 3, 7):
         ratios = step_costs(m, turns)
