@@ -718,11 +718,10 @@ def write(path, content):
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except RuntimeError as error:                                   # torch's word for a full disk
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        raise OSError(f"cannot write {part}, the disk may be full ({error})") from None
-    except BaseException:
-        part.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):                         # torch's word for a full disk
+            raise OSError(f"cannot write {part}, the disk may be full ({error})") from None
         raise
 
 
@@ -801,6 +800,7 @@ class Keeper:
         self.began = self.saved = time.perf_counter()
         self.saved_at = 0                       # steps of all runs at the last checkpoint
         self.patience = 10.0                    # seconds to the next one
+        self.has_begun = False                  # whether history.jsonl is this run's
         self.scratch_ended = False
         self.known = known                      # rows taken over from another run
 
@@ -824,6 +824,7 @@ class Keeper:
                 if (self.out / name).exists():
                     (self.out / name).replace(before / name)
         write(self.lines, "")
+        self.has_begun = True
 
     def resume(self):
         """Bring the trainer to where the last checkpoint was made -> the rows so far. ValueError.
@@ -856,6 +857,7 @@ class Keeper:
             if len(past) < self.rows:
                 raise ValueError(f"{len(past)} of {self.rows} lines")
         write(self.lines, "".join(lines))
+        self.has_begun = True
         self.saved_at = self.steps()
         for row in past:
             self.at[row.request.on] += steps_of(row.request)
@@ -875,7 +877,7 @@ class Keeper:
         """Write the rows that history.jsonl does not have; sync: see them on the disk."""
         if rank():
             return
-        if not self.rows:
+        if not self.has_begun:
             self.set_aside()
         with open(self.lines, "a", encoding="utf-8") as file:
             for row in self.history.rows[self.rows:]:
