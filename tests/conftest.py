@@ -1,4 +1,5 @@
-"""Puts the repository's root on the path and says how hypothesis draws its examples.
+"""Puts the repository's root on the path, hides GPUs, whose last digits vary from run to run, and
+says how hypothesis draws its examples.
 
 By default they are the same every time; `HYPOTHESIS_PROFILE=explore pytest` draws others.
 """
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from hypothesis import settings
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 common = dict(deadline=None, database=None)
