@@ -99,16 +99,18 @@ class History:
     groups: the m names.  sizes: (m,) training tokens of each.  batch: windows per step.
     seed: of the method's own choices (probe order), drawn from `rng`, so that a method replayed
     makes the same ones.  runs: finished runs to fit laws to instead of a sweep, mixtures (R, m) and
-    losses (R, n).  warmup: share of the run's steps in which the learning rate rises.
+    losses (R, n).  warmup: share of the run's steps in which the learning rate rises.  window:
+    tokens of a window, for methods that count epochs.
     """
 
-    def __init__(self, groups, sizes, batch, seed=0, runs=None, warmup=.1):
+    def __init__(self, groups, sizes, batch, seed=0, runs=None, warmup=.1, window=None):
         self.groups = list(groups)
         self.sizes = np.asarray(sizes, float).reshape(len(self.groups))
         self.batch = batch
         self.seed = seed
         self.runs = runs
         self.warmup = warmup
+        self.window = window
         self.m = len(self.groups)
         if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
             raise ValueError(f"sizes must be above 0, not {self.listing(self.sizes)}")
@@ -220,6 +222,33 @@ def egd(p, s, eta):
     return q / q.sum()
 
 
+def project(p, caps):
+    """The mixture nearest to p under caps, argmin KL(q || p) with q <= caps: min(caps, C p), (m,).
+
+    p, caps: (m,), caps >= 0, or inf. What is cut off the capped groups goes to the others in
+    their proportions, until none is over its cap; at most m rounds, and exact. From uniform this is
+    UniMax (arXiv 2304.09151). Raises ValueError where the caps do not add up to 1.
+
+    >>> project([.5, .3, .2], caps=[.3, .4, 1.]).round(2)
+    array([0.3, 0.4, 0.3])
+    """
+    p, caps = np.asarray(p, float), np.asarray(caps, float)
+    room = caps[p > 0].sum()
+    if not (caps >= 0).all() or not room >= 1 - 1e-9:
+        raise ValueError(f"caps must be 0 or more and add up to 1 or more, not to {room:.4g}; "
+                         "raise them, or train for fewer steps")
+    if room <= 1 + 1e-12:                                           # there is no other
+        return np.where(p > 0, caps, 0) / room
+    capped = np.zeros(len(p), bool)
+    while True:
+        left = 1 - caps[capped].sum()
+        q = np.where(capped, caps, p * left / p[~capped].sum())
+        over = q > caps
+        if not over.any():
+            return q
+        capped |= over
+
+
 def lmo_step(p, A, eta):
     """The framework's update: a step of size eta on the column sums of A, (n, m) -> p (m,).
 
@@ -261,6 +290,7 @@ LIMITS = {                      # least and largest value of a setting, whicheve
     "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
     "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, 10 ** 6), "wait": (0, 1),
     "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
+    "epochs": (1e-9, np.inf),
 }
 
 
@@ -315,6 +345,26 @@ def natural(h, steps, alpha=1.0):
     """
     check(alpha=alpha)
     yield Train(egd(h.uniform, np.log(h.sizes), alpha), steps)
+
+
+def unimax(h, steps, epochs=4.0):
+    """UniMax (arXiv 2304.09151): as equal as repetition allows, no group read over `epochs` times.
+
+    p = project(uniform, caps), cap_j = epochs n_j / tokens of the run: text is shared out equally,
+    and what a group at its cap leaves goes to the others. In LMO: A^t = 0, and caps on p. A run too
+    long for all text together (caps sum to less than 1) is natural, and repeats more often. Extra
+    cost: none. The paper counts characters, and fills the groups in the order of their size.
+    epochs: how often a group may be read.
+    Raises ValueError where the History does not know how many tokens a window has.
+
+    >>> project([.25] * 4, caps=[.1, .2, 5., 9.])
+    array([0.1 , 0.2 , 0.35, 0.35])
+    """
+    check(epochs=epochs)
+    if not h.window:
+        raise ValueError("unimax counts tokens: say how many a window has, History(window=...)")
+    caps = epochs * h.sizes / (max(steps, 1) * h.batch * h.window)
+    yield Train(project(h.uniform, caps / min(caps.sum(), 1)), steps)
 
 
 # --- Online methods that take A from extra runs: Skill-It, DoReMi, DoGE.
@@ -1195,7 +1245,7 @@ def learn_mixture(method, h, steps):
     before it, as that mixture is known by then. Of a method that keeps moving, the average over
     the run is taken, as the paper does.
     """
-    inner = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup)
+    inner = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup, h.window)
     program, reply = method(inner, steps), None
     while True:
         try:
@@ -1245,12 +1295,12 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
 
 def rehearse(h, steps, n, method, **settings):
     """Hear the method's first request after n steps, so that it complains about settings now."""
-    empty = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup)
+    empty = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup, h.window)
     empty.add(Train(h.uniform, n), loss=np.ones(h.m))
     next(method(empty, steps - n, **settings))
 
 
 METHODS = {f.__name__: f for f in (
-    stratified, fixed, natural, skillit, doremi, doge, aioli_rounds, aioli_published,
+    stratified, fixed, natural, unimax, skillit, doremi, doge, aioli_rounds, aioli_published,
     aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, grid, dml, power, aioli,
     horizon)}

@@ -343,6 +343,57 @@ def test_natural_at_temperature_zero_is_stratified(n):
     same(share_of(aioli.stratified, n), 1 / len(n))
 
 
+@st.composite
+def budgets(draw):
+    """(n, epochs, cap): tokens of groups; how often each may be read; these as shares of a run that
+    is from a hundredth to ten times as long as all text read that often."""
+    n, epochs = draw(token_counts()), draw(st.floats(.5, 20))
+    tokens = epochs * n.sum() * 10.0 ** draw(st.floats(-2, 1))
+    steps = max(1, round(tokens / 8 / 16))
+    return n, steps, epochs, epochs * n / (steps * 8 * 16)
+
+
+def unimax_of(n, steps, epochs):
+    h = history(len(n), sizes=n)
+    drive(aioli.unimax(h, steps, epochs=epochs), Scripted(), h)
+    return h.last.request.p
+
+
+@given(budgets(), seeds)
+def test_unimax_is_the_mixture_under_the_caps_that_is_nearest_to_uniform(budget, seed):
+    """In divergence, and in distance: one level for all groups, cut by their caps."""
+    n, steps, epochs, caps = budget
+    p, u = unimax_of(n, steps, epochs), 1 / len(n)
+    same(p.sum(), 1)
+    assume(caps.sum() > 1)
+    same(p, np.minimum(caps, p.max()), atol=1e-15)
+    for other in rng_of(seed).dirichlet(n / n.mean() / len(n) + .1, 20):
+        other = aioli.project(other, caps)
+        assert kl(p, np.full(len(n), u)) <= kl(other, np.full(len(n), u)) + 1e-9
+        assert np.sum((p - u) ** 2) <= np.sum((other - u) ** 2) + 1e-9
+
+
+@given(budgets())
+def test_unimax_is_stratified_in_a_short_run_and_natural_in_one_too_long_for_its_caps(budget):
+    """And the latter reads every group more often than it may."""
+    n, steps, epochs, caps = budget
+    p = unimax_of(n, steps, epochs)
+    if caps.min() >= 1 / len(n):
+        same(p, 1 / len(n))
+    if caps.sum() <= 1:
+        same(p, n / n.sum())
+        assert (p >= caps * (1 - 1e-9)).all()
+    else:
+        assert (p <= caps * (1 + 1e-9)).all()
+
+
+@given(budgets())
+def test_the_smaller_a_group_the_more_often_unimax_reads_it(budget):
+    n, steps, epochs, _ = budget
+    passes = (unimax_of(n, steps, epochs) / n)[n.argsort()]
+    assert (np.diff(passes) <= 1e-9 * passes.max()).all()
+
+
 @given(st.integers(2, 6), st.integers(2, 12), seeds)
 def test_grid_search_keeps_the_best_of_what_it_tried(m, runs, seed):
     """Its law is a table."""

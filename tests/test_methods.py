@@ -126,6 +126,34 @@ def original_aioli(losses, order, k, f, sweeps, probe_steps, eta, rounds, ema, p
     return trained
 
 
+def original_unimax(counts, budget, epochs):
+    """Algorithm 1 of UniMax: from the smallest group on, an equal part of what is left of the
+    budget, or as much as `epochs` passes hold; the shares of what was given out."""
+    order = sorted(range(len(counts)), key=lambda j: counts[j])
+    left, given = budget, [0.0] * len(counts)
+    for rank, j in enumerate(order):
+        part = left / (len(counts) - rank)
+        given[j] = counts[j] * epochs if part > counts[j] * epochs else part
+        left -= given[j]
+    return [amount / sum(given) for amount in given]
+
+
+@given(st.data(), st.floats(.1, 20), st.integers(1, 5000), st.integers(1, 64), st.integers(1, 2048))
+def test_unimax_is_the_algorithm_of_its_paper(data, epochs, steps, batch, window):
+    """For any budget, also one that all text together cannot fill."""
+    m = data.draw(sizes)
+    n = steps * batch * window / epochs * 10.0 ** rng_of(data.draw(seeds)).uniform(-3, .5, m)
+    h = history(m, batch, n, window=window)
+    drive(aioli.unimax(h, steps, epochs=epochs), Scripted(), h)
+    same(h.last.request.p, original_unimax(n.tolist(), steps * batch * window, epochs), 0, 1e-10)
+    assert steps_of(h) == {"main": steps}
+
+
+def test_unimax_needs_to_know_how_many_tokens_a_window_has():
+    with pytest.raises(ValueError, match=r"say how many a window has, History\(window=...\)"):
+        next(aioli.unimax(history(2, window=None), 10))
+
+
 @st.composite
 def probings(draw):
     """(m, f, sweeps, probe, batch, seed) that LearnParams accepts: whole windows, and any probed
@@ -570,7 +598,7 @@ def test_groups_that_may_not_be_trained_on_are_not_and_have_no_column(data, abse
 A4 = np.array([[3., .2, -.4, .3], [.1, 2., .5, -.2], [-.2, .3, 1., .4], [.6, -.1, .2, .8]]) * 1e-3
 SWEEP = {f"sweep-{number}": 1 for number in range(9)}
 EXTRA = dict(               # extra runs of the shipped methods, in full lengths, as documented
-    stratified={}, fixed={}, natural={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
+    stratified={}, fixed={}, natural={}, unimax={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
     skillit={f"only-{group}": 1 for group in NAMES[:4]}, doremi=dict(reference=1, proxy=1),
     doge=dict(proxy=1), aioli_rounds={}, aioli_published={}, aioli_static={}, aioli_diagonal={},
     aioli_ood={}, perplexity_weighted={}, aioli={}, horizon={})
