@@ -693,6 +693,45 @@ def perplexity_weighted(h, steps, rounds=10, eta=.5):
         L = yield Train(p, n, A=A)
 
 
+# --- Two online methods that others have built on: ODM from losses, GRAPE from gradients.
+
+
+def odm(h, steps, rounds=50, ema=.9, released=False):
+    """Online Data Mixing (arXiv 2312.02406): a bandit, Exp3, whose reward for a group is its loss.
+
+    A^t = diag(R), R <- ema R + (1 - ema) L / p. With m groups and e_t = min(1 / m, sqrt(log m /
+    (m t))), p^t = (1 - m e_t) lmo_step(uniform, A^t, e_{t-1}) + e_t: no group has less than e_t,
+    and p is uniform while t <= m log m. As e_t falls and R does not grow, p goes back to uniform in
+    the end: while losses do not change, log-odds are at most m e_{t-1} (max L - min L). Extra cost:
+    a validation a round.
+
+    The release (--released) rewards perplexity, exp(L), undivided, and is proportional, not
+    exponential: p^t = (1 - m e_t) R / sum R + e_t, in LMO egd(uniform, log R, 1), so that a factor
+    on R does not matter; it keeps adapting. Its e_t is a step older. Both are rules of a bandit,
+    which sees, step by step, the training losses of what was drawn. Here t counts rounds, and each
+    shows validation losses of all groups, so that L / p, which made up for not being drawn, only
+    holds a group back.
+    rounds: updates of the mixture.  ema: weight of the past.  released: the rule of the release.
+
+    >>> R, floor = np.exp([2., 1.]), .1
+    >>> ((1 - 2 * floor) * R / R.sum() + floor).round(3)
+    array([0.685, 0.315])
+    """
+    check(rounds=rounds, ema=ema)
+    R, floor = np.zeros(h.m), 1 / h.m
+    for t, n in enumerate(split(steps, rounds), start=1):
+        eta, floor = floor, min(1 / h.m, np.sqrt(np.log(h.m) / (h.m * t)))
+        A = np.diag(R)
+        if released:
+            p = R / R.sum() if R.any() else h.uniform
+        else:
+            p = lmo_step(h.uniform, A, eta)
+        p = (1 - h.m * floor) * p + floor
+        L = yield Train(p, n, A=A)
+        reward = importance(L, "perplexity") if released else L / p
+        R = ema * R + (1 - ema) * reward
+
+
 # --- Static laws (T = 1): final losses of whole runs as a function of their mixture. A law is
 # --- called on any (..., m) array of mixtures, and `gradient(p)` is minus its A at p.
 
@@ -1302,5 +1341,5 @@ def rehearse(h, steps, n, method, **settings):
 
 METHODS = {f.__name__: f for f in (
     stratified, fixed, natural, unimax, skillit, doremi, doge, aioli_rounds, aioli_published,
-    aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, grid, dml, power, aioli,
-    horizon)}
+    aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, odm, grid, dml, power,
+    aioli, horizon)}

@@ -17,8 +17,8 @@ import aioli
 from aioli import METHODS, Peek, Train, Update, probe_counts
 from worlds import (NAMES, Exact, Linear, Scripted, Static, aioli_on, differ, doge_weights,
                     doremi_weights, drive, freely, gradient_signals, history, matrices, measure,
-                    mixtures_of, rng_of, same, seeds, sizes, skillit_weights, steps_of, swapped,
-                    tables)
+                    mixtures_of, rng_of, same, seeds, sizes, skillit_weights, softmax, steps_of,
+                    swapped, tables)
 
 torch.set_num_threads(1)                                            # the fits are small
 
@@ -432,6 +432,102 @@ def test_the_control_with_equal_losses_is_stratified(m, rounds, loss, eta):
     same(mixtures_of(h), 1 / m)
 
 
+def exploration(k, t):
+    """ODM's least share at step t."""
+    return min(1 / k, math.sqrt(math.log(k) / (k * t)))
+
+
+def original_odm(losses, k, alpha):
+    """Algorithm 1 of ODM, where every group is drawn every time: rewards L / p, a softmax."""
+    reward, before, trained = [0.0] * k, 1 / k, []
+    for t, seen in enumerate(losses, start=1):
+        now = exploration(k, t)
+        weights = [math.exp(before * r) for r in reward]
+        p = [(1 - k * now) * w / sum(weights) + now for w in weights]
+        trained.append(p)
+        for i in range(k):
+            reward[i] = alpha * reward[i] + (1 - alpha) * seen[i] / p[i]
+        before = now
+    return trained
+
+
+def original_odm_released(losses, k, smoothing, later):
+    """As released for mixed batches, from the second mixture on: rewards exp(L), proportional.
+
+    later: what is added to the release's count of steps, which begins at 1."""
+    estimate, trained, before = [0.0] * k, [], 1 / k
+    for iteration, seen in enumerate(losses, start=1 + later):
+        now = exploration(k, iteration)
+        for i in range(k):
+            estimate[i] = smoothing * estimate[i] + (1 - smoothing) * math.exp(seen[i])
+        scale = (1 - k * now) / sum(r * before for r in estimate)
+        weights = [r * before * scale + now for r in estimate]
+        trained.append([w / sum(weights) for w in weights])
+        before = now
+    return trained
+
+
+def odm_mixtures(L, **settings):
+    """(rounds, m), for losses (rounds, m) after each round."""
+    h = history(len(L[0]))
+    drive(aioli.odm(h, 3 * len(L), rounds=len(L), **settings), Scripted(losses=list(L)), h)
+    return mixtures_of(h)
+
+
+@given(st.data(), st.integers(2, 60), st.floats(0, .99))
+def test_odm_is_the_algorithm_of_its_paper_and_released_that_of_the_release(data, rounds, ema):
+    L = data.draw(tables(rounds, low=.1))
+    k = L.shape[1]
+    same(odm_mixtures(L, ema=ema), original_odm(L.tolist(), k, ema), 0, 1e-10)
+    released = odm_mixtures(L, ema=ema, released=True)
+    original = original_odm_released(L[:-1].tolist(), k, ema, later=1)
+    same(released, [[1 / k] * k, *original], 0, 1e-10)
+
+
+def test_the_release_of_odm_explores_as_a_step_before():
+    L = np.tile([3., 1.], (9, 1))
+    release = original_odm_released(L[:-1].tolist(), 2, .9, later=0)[1:]
+    ours = odm_mixtures(L, released=True)[2:]
+    then, now = (np.array([[exploration(2, t)] for t in range(s, s + 7)]) for s in (2, 3))
+    same((ours - now) / (1 - 2 * now), (release - then) / (1 - 2 * then))
+    differ(ours, release, .01)
+
+
+@given(st.data(), st.booleans())
+def test_odm_keeps_every_group_above_its_floor_and_begins_uniform(data, released):
+    L = data.draw(tables(40, low=.1))
+    p, k = odm_mixtures(L, released=released), L.shape[1]
+    floors = [exploration(k, t) for t in range(1, 41)]
+    assert (p.min(1) >= np.array(floors) - 1e-12).all()
+    same(p[:int(k * math.log(k))], 1 / k)
+
+
+@settings(max_examples=8)
+@given(st.data())
+def test_odm_as_published_goes_back_to_uniform_while_the_release_keeps_to_the_losses(data):
+    """The losses do not change at all, and differ by at least a nat."""
+    k, T = data.draw(st.integers(2, 5)), 3000
+    L = rng_of(data.draw(seeds)).uniform(1, 4, k)
+    L[:2] = 1, 5
+    p = np.log(odm_mixtures(np.tile(L, (T, 1))))
+    bound = np.array([k * exploration(k, t) * np.ptp(L) for t in range(1, T)])
+    assert (np.ptp(p[1:], axis=1) <= bound * (1 + 1e-9)).all()
+    assert np.ptp(p[-1]) < .3 and np.ptp(p[-1]) < np.ptp(p[T // 10]) / 2
+
+    q = odm_mixtures(np.tile(L, (T, 1)), released=True)
+    floor = exploration(k, T)
+    same((q[-1] - floor) / (1 - k * floor), softmax(L))
+
+
+@given(st.data(), st.floats(-2, 5))
+def test_a_shift_of_all_losses_matters_to_odm_as_published_and_not_to_the_release(data, shift):
+    """What the release adds up are perplexities, and a factor on them is divided out."""
+    L = data.draw(tables(30, data.draw(st.integers(2, 4)), low=3))
+    same(odm_mixtures(L + shift, released=True), odm_mixtures(L, released=True))
+    assume(abs(shift) > .5)
+    differ(odm_mixtures(L + shift), odm_mixtures(L), 1e-4)
+
+
 @given(st.data(), probings())
 def test_the_diagonal_ablation_divides_each_groups_own_fall_by_its_share(data, probing):
     """A_jj = G_jj / f and zeros elsewhere, f as realised in whole windows, in a turning world."""
@@ -601,7 +697,7 @@ EXTRA = dict(               # extra runs of the shipped methods, in full lengths
     stratified={}, fixed={}, natural={}, unimax={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
     skillit={f"only-{group}": 1 for group in NAMES[:4]}, doremi=dict(reference=1, proxy=1),
     doge=dict(proxy=1), aioli_rounds={}, aioli_published={}, aioli_static={}, aioli_diagonal={},
-    aioli_ood={}, perplexity_weighted={}, aioli={}, horizon={})
+    aioli_ood={}, perplexity_weighted={}, odm={}, aioli={}, horizon={})
 
 
 def run(method, T, m=4, world=None, **settings):
