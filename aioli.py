@@ -1241,6 +1241,64 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     yield from forecasting(h, steps, rounds, wait, last, step, h.uniform)
 
 
+def ado(h, steps, rounds=25, wait=.16, floor=.01):
+    """ADO (arXiv 2410.11820): more of the groups that, by a law of their own losses, learn fastest.
+
+    The law is L_i = c_i + b_i n^-a_i, n all that the run has read. A^t = diag(s), s_i = max(a_i,
+    .05) (L_i - c_i): its fall per log n. The solver is proportional: rho = s * natural *
+    sqrt(read of late), scaled, raised to `floor`, scaled again, and p = .9 mean + .1 rho, with the
+    mean over all steps before of rho, which is natural until `wait`. Extra cost: a validation a
+    round. Its nearest relative is `aioli`, which looks to the end of the run, and at a group's own
+    tokens. A law of all tokens does not: a group with less learns less, and so gets less still.
+
+    Where the release differs. (1) It fits the training losses of all steps, smoothed, every 1,000
+    steps, with log c >= .5; here it is validation losses, each round. In a round rho stays; with a
+    round a step, and the same law, all mixtures are equal. (2) It, too, scales after the floor,
+    which leaves less than that. (3) It, too, averages rho: so p follows it. With a mean of p, of
+    which .9 is the mean itself, half of the way would take 1,000 times the steps so far. (4) Its
+    first fit, at step 1,000, leaves out 1,000 steps and so has a point or none; here, three.
+    rounds: validations in a run.  wait: share of the run on natural shares.  floor: least rho.
+    Raises ValueError as aioli does.
+    """
+    check(rounds=rounds, wait=wait, floor=floor)
+    parts = split(steps, rounds)
+    first = sum(np.cumsum(parts) < wait * steps)
+    check_validations(h, steps, parts, first=first, planned=rounds)
+
+    total_windows = sum(row.windows.sum() for row in h.trained()) + steps * h.batch
+    natural = p = mean = late = h.sizes / h.sizes.sum()
+    A, done = None, 0
+    for number, n in enumerate(parts):
+        if number > first:
+            s = learning_speed(h, total_windows)
+            A, rho = np.diag(s), s * natural * np.sqrt(late)
+            rho = np.maximum(rho / rho.sum(), floor) if rho.any() else natural
+            rho = rho / rho.sum()
+            p = .9 * mean + .1 * rho
+            mean = (done * mean + n * rho) / (done + n)                 # by the end of this round
+        yield Train(p, n, A=A)
+        late = .9 ** n * late + (1 - .9 ** n) * h.last.share
+        done += n
+
+
+def learning_speed(h, total_windows):
+    """-dL_i / d log n now, (m,), by L_i = c_i + b_i n^-a_i fitted to validations after the warm-up.
+
+    For a given a the law is linear in c and b >= 0, so 80 values of a are tried, per group. The
+    slope is a b n^-a; as in ADO, a below .05 counts as .05. Raises ValueError for losses below 0.
+    """
+    n, L = h.windows().sum(1), h.losses()                               # (t,), (t, m)
+    ready = past_warmup(h.warmup, n / total_windows)
+    if L[ready].min() < 0:
+        raise ValueError(f"ado needs losses of 0 or more, not of {L[ready].min():.4g}")
+    a = np.linspace(.01, .8, 80)
+    F = (n[ready] / n[-1]) ** -a[:, None]                               # (80, t), 1 now
+    c, b, _ = fit_line(F[..., None], L[ready])                          # (80, m)
+    errors = ((c[:, None] + b[:, None] * F[..., None] - L[ready]) ** 2).sum(1)
+    best, group = errors.argmin(0), np.arange(h.m)
+    return np.maximum(a[best], .05) * b[best, group]
+
+
 def forecasting(h, steps, rounds, wait, last, step, p):
     """The rounds of a method with a Forecast: train, forecast, `step` on the law; then stay."""
     parts = split(steps, rounds)
@@ -1342,4 +1400,4 @@ def rehearse(h, steps, n, method, **settings):
 METHODS = {f.__name__: f for f in (
     stratified, fixed, natural, unimax, skillit, doremi, doge, aioli_rounds, aioli_published,
     aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, odm, grid, dml, power,
-    aioli, horizon)}
+    aioli, horizon, ado)}

@@ -554,6 +554,118 @@ def test_the_diagonal_ablation_divides_each_groups_own_fall_by_its_share(data, p
     assert not (found - np.diag(np.diag(found))).any()
 
 
+# ---- ADO ----
+
+
+def original_ado(laws, natural, T, start, length, of_p=False):
+    """As released, step by step, given the laws (c, b, a) that the fits would find.
+
+    length: steps for which the last preference and mixture are kept (the release: 1).  of_p: the
+    running mean is of the mixtures."""
+    k, mean, late, trained = len(natural), list(natural), list(natural), []
+    p = list(natural)
+    for itr in range(T):
+        if itr >= start and itr % length == 0:
+            slopes = [max(a, .05) * (c + b / itr ** a - c) / itr for c, b, a in laws]
+            rho = [slopes[i] * natural[i] * late[i] ** .5 for i in range(k)]
+            rho = [r / sum(rho) for r in rho]
+            deficit = max(k * .01 - sum(rho), 0)
+            clipped = [max(r * (1 - deficit) / sum(rho), .01) for r in rho]
+            rho = [r / sum(clipped) for r in clipped]
+            p = [.9 * mean[i] + .1 * rho[i] for i in range(k)]
+        if itr >= start:
+            weight, term = 1 / (itr + 1), p if of_p else rho
+            mean = [(1 - weight) * mean[i] + weight * term[i] for i in range(k)]
+        late = [.9 * late[i] + .1 * p[i] for i in range(k)]
+        trained.append(p)
+    return trained
+
+
+class OwnLaws(Exact):
+    """Losses that obey c + b n^-a, n the steps of the run so far, whatever is trained on."""
+
+    def __init__(self, laws):
+        super().__init__(np.zeros((len(laws), len(laws))))
+        self.laws, self.steps = np.array(laws), 0
+
+    def __call__(self, request):
+        self.steps += request.steps
+        c, b, a = self.laws.T
+        return dict(loss=c + b * max(self.steps, .5) ** -a, windows=self.windows(request))
+
+
+@st.composite
+def own_laws(draw):
+    """(c, b, a) of each group, a a multiple of .01; and natural shares, some below ADO's floor."""
+    m, rng = draw(sizes), rng_of(draw(seeds))
+    laws = np.column_stack((rng.uniform(.1, 3, m), rng.uniform(1, 9, m),
+                            rng.integers(1, 81, m) / 100))
+    natural = 10.0 ** rng.uniform(-2, 0, m)
+    return laws.tolist(), (natural / natural.sum()).tolist()
+
+
+def ado_on(laws, natural, T, **settings):
+    h = history(len(laws), sizes=natural)
+    drive(aioli.ado(h, T, **settings), OwnLaws(laws), h)
+    return h
+
+
+@given(own_laws(), st.integers(1, 4))
+def test_ado_is_the_released_algorithm(drawn, length):
+    """Given the law, which the fit finds; with a round a step, and with longer ones, through which
+    the preference and the mixture stay."""
+    laws, natural = drawn
+    h = ado_on(laws, natural, 40 * length, rounds=40, wait=.25)
+    original = original_ado(laws, natural, 40 * length, 10 * length, length)
+    same(mixtures_of(h), original[::length], 0, 1e-10)
+
+
+@given(own_laws())
+def test_ado_finds_the_slope_of_a_law_of_its_own_losses(drawn):
+    """-dL / d log n = a (L - c), at the end of every round; exponents below .05 count as that."""
+    laws, natural = drawn
+    c, b, a = np.array(laws).T
+    for at, row in enumerate(ado_on(laws, natural, 40, rounds=40).trained()):
+        if row.request.A is not None:
+            same(row.request.A, np.diag(np.maximum(a, .05) * b * at ** -a), rtol=1e-6)
+
+
+def test_the_mean_of_ados_mixtures_would_keep_it_where_it_began():
+    """The release averages preferences: a mean of mixtures, of which it is .9 itself, stays."""
+    laws, natural = [[1., 5., .5], [1., .5, .1]], [.5, .5]
+    ends = [original_ado(laws, natural, 1000, 10, 1, of_p)[-1][0] for of_p in (False, True)]
+    assert ends[0] > .85 and ends[1] < .72
+
+
+@given(own_laws(), st.floats(0, 4), st.floats(.1, 3))
+def test_neither_unit_nor_level_of_the_losses_matters_to_ado(drawn, shift, unit):
+    """A shift is irreducible loss, and the solver is proportional."""
+    laws, natural = drawn
+    moved = [[unit * c + shift, unit * b, a] for c, b, a in laws]
+    plain, changed = (mixtures_of(ado_on(L, natural, 40, rounds=20)) for L in (laws, moved))
+    same(changed, plain, rtol=1e-6)
+
+
+@given(own_laws())
+def test_ado_with_equal_speeds_leaves_natural_for_its_power_of_one_and_a_half(drawn):
+    """rho is then natural^1.5, scaled, as what was read of late is natural too."""
+    laws, natural = drawn
+    n = np.array(natural)
+    p = mixtures_of(ado_on([laws[0]] * len(n), natural, 40, rounds=40, floor=0.))
+    rho = n ** 1.5 / np.sum(n ** 1.5)
+    same(p[:7], [natural] * 7)
+    same(p[7], .9 * n + .1 * rho, rtol=1e-6)
+
+
+def test_ado_where_nothing_is_learnt_stays_natural_and_refuses_losses_below_0():
+    h = history(3)
+    drive(aioli.ado(h, 100), Scripted([[3, 2, 4]] * 99), h)
+    same(mixtures_of(h), [[1 / 6, 1 / 3, 1 / 2]] * 25)
+    h = history(2)
+    with pytest.raises(ValueError, match="^ado needs losses of 0 or more, not of -5"):
+        drive(aioli.ado(h, 100), Scripted([[-5, 5]] * 99), h)
+
+
 # ---- DML and the static methods ----
 
 
@@ -697,7 +809,7 @@ EXTRA = dict(               # extra runs of the shipped methods, in full lengths
     stratified={}, fixed={}, natural={}, unimax={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
     skillit={f"only-{group}": 1 for group in NAMES[:4]}, doremi=dict(reference=1, proxy=1),
     doge=dict(proxy=1), aioli_rounds={}, aioli_published={}, aioli_static={}, aioli_diagonal={},
-    aioli_ood={}, perplexity_weighted={}, odm={}, aioli={}, horizon={})
+    aioli_ood={}, perplexity_weighted={}, odm={}, aioli={}, horizon={}, ado={})
 
 
 def run(method, T, m=4, world=None, **settings):
