@@ -16,9 +16,9 @@ from hypothesis import assume, given, settings, strategies as st
 import aioli
 from aioli import METHODS, Peek, Train, Update, probe_counts
 from worlds import (NAMES, Exact, Linear, Scripted, Static, aioli_on, differ, doge_weights,
-                    doremi_weights, drive, freely, gradient_signals, history, matrices, measure,
-                    mixtures_of, rng_of, same, seeds, sizes, skillit_weights, softmax, steps_of,
-                    swapped, tables)
+                    doremi_weights, drive, freely, gradient_signals, grape_mixtures, history,
+                    matrices, measure, mixtures_of, rng_of, same, seeds, sizes, skillit_weights,
+                    softmax, steps_of, swapped, tables)
 
 torch.set_num_threads(1)                                            # the fits are small
 
@@ -92,6 +92,33 @@ def original_doge(steps, lrs, k, mu, max_norm=1.0, cap=5.0, stale=False):
         history.append(alpha)
         running = [r + a for r, a in zip(running, alpha)]
     return history, [r / len(steps) for r in running]
+
+
+def original_grape(steps, losses, k, mu_train, mu_tgt, eps):
+    """Two players: steps[t] = (gradient of each group or None, of each target), losses[t] before.
+
+    As released, with the mean over draws at alpha and z in place of a draw."""
+    def dot(x, y):
+        return sum(a * b for a, b in zip(x, y))
+
+    def mean(weights, vectors):
+        return [dot(weights, column) for column in zip(*vectors)]
+
+    def softmax(logs):
+        weights = [math.exp(x - max(logs)) for x in logs]
+        return [w / sum(weights) for w in weights]
+
+    alpha, z, trained = [1 / k] * k, [1 / k] * k, []
+    for (grads, targets), loss in zip(steps, losses):
+        grads = [g or [0.0] * len(targets[0]) for g in grads]
+        of_log = [[x / loss[n] for x in g] for n, g in enumerate(targets)]
+        train = mean(alpha, grads)
+        z = softmax([math.log(z[n]) - mu_tgt * dot(of_log[n], train) for n in range(k)])
+        z = [w * (1 - eps) + eps / k for w in z]
+        target = mean(z, of_log)
+        alpha = softmax([math.log(alpha[j]) + mu_train * dot(grads[j], target) for j in range(k)])
+        trained.append(alpha)
+    return trained
 
 
 def original_aioli(losses, order, k, f, sweeps, probe_steps, eta, rounds, ema, perplexity):
@@ -296,6 +323,33 @@ def test_the_release_of_doge_lets_an_absent_group_keep_its_last_gradient():
     ours, _ = doge_weights([gradient_signals(G, V) for G, V in rounds], [3e-3] * 2)
     same(ours[0], release[0])
     differ(ours[1], release[1], .005)
+
+
+@given(gradients(absent=True), seeds, st.sampled_from([.1, 1.5]), st.sampled_from([0., 5.]),
+       st.sampled_from([0., 1e-3, .3]))
+def test_grape_is_the_game_of_its_paper(drawn, seed, eta, robust, smoothing):
+    """Both players, gradients of log losses; a group that is not in the batch counts as 0."""
+    rounds = [(G / np.nanmax(abs(G)), V / abs(V).max()) for G, V in drawn[0]]
+    k = len(rounds[0][0])
+    losses = rng_of(seed).uniform(1, 9, (len(rounds) + 1, k))
+    steps = [(grads, V.tolist()) for (grads, _), (_, V) in zip(longhand(rounds), rounds)]
+    original = original_grape(steps, losses.tolist(), k, eta, robust, smoothing)
+    found = grape_mixtures([gradient_signals(G, V) for G, V in rounds], losses, eta=eta,
+                           robust=robust, smoothing=smoothing)
+    same(found, original, 0, 1e-10)
+
+
+def test_grape_peeks_in_the_run_and_trains_on_none_of_it():
+    h = run("grape", 100, rounds=10)
+    assert [type(row.request) for row in h.rows] == [Train] + [Peek, Train] * 10
+    assert {row.request.on for row in h.rows} == {"main"} and steps_of(h) == {"main": 100}
+
+
+@pytest.mark.parametrize("losses", [[0, 5], [-5, 5]])
+def test_grape_needs_losses_above_0(losses):
+    h = history(2)
+    with pytest.raises(ValueError, match="^grape needs losses above 0, not a "):
+        drive(aioli.grape(h, 100), Scripted([losses]), h)
 
 
 @given(st.data(), st.sampled_from([0., .1, .5]), st.sampled_from([(.75, 1), (.75, 2), (.5, 4)]),
@@ -809,7 +863,7 @@ EXTRA = dict(               # extra runs of the shipped methods, in full lengths
     stratified={}, fixed={}, natural={}, unimax={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
     skillit={f"only-{group}": 1 for group in NAMES[:4]}, doremi=dict(reference=1, proxy=1),
     doge=dict(proxy=1), aioli_rounds={}, aioli_published={}, aioli_static={}, aioli_diagonal={},
-    aioli_ood={}, perplexity_weighted={}, odm={}, aioli={}, horizon={}, ado={})
+    aioli_ood={}, perplexity_weighted={}, odm={}, grape={}, aioli={}, horizon={}, ado={})
 
 
 def run(method, T, m=4, world=None, **settings):

@@ -173,6 +173,14 @@ def doge_weights(signals, lr, **settings):
     return weights_of(h), h.last.request.p
 
 
+def grape_mixtures(signals, losses, **settings):
+    """GRAPE's mixtures, (rounds, m), for what each Peek says and these losses (rounds + 1, m)."""
+    h = history(len(losses[0]))
+    world = Scripted(list(losses), signals=signals)
+    drive(aioli.grape(h, len(signals), rounds=len(signals), **settings), world, h)
+    return mixtures_of(h)
+
+
 def freely(method):
     """One of the paper's ablations with settings of one's own, where its claim is about any."""
     def form(h, steps, **settings):
