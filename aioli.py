@@ -24,8 +24,8 @@ runs another generator in place and takes what it returns.
 How to read it: requests and History; `egd` and `lmo_step`, the update of the online methods; the
 methods, from those that measure nothing (`stratified`) to the paper's Aioli, which measures inside
 the run (`aioli_rounds`); the static laws with `grid`, `dml` and `power`; a law of the run's own
-losses, with the two methods of ours that take A from it, `aioli` and `horizon`; and last how one
-method is put on top of another. Notation:
+losses, with the two methods of ours that take A from it, `aioli` and `horizon`, and `ado`; and last
+how one method is put on top of another. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -693,7 +693,7 @@ def perplexity_weighted(h, steps, rounds=10, eta=.5):
         L = yield Train(p, n, A=A)
 
 
-# --- Two online methods that others have built on: ODM from losses, GRAPE from gradients.
+# --- Two more online methods without extra runs: ODM takes A from losses, GRAPE from gradients.
 
 
 def odm(h, steps, rounds=50, ema=.9, released=False):
@@ -702,8 +702,8 @@ def odm(h, steps, rounds=50, ema=.9, released=False):
     A^t = diag(R), R <- ema R + (1 - ema) L / p. With m groups and e_t = min(1 / m, sqrt(log m /
     (m t))), p^t = (1 - m e_t) lmo_step(uniform, A^t, e_{t-1}) + e_t: no group has less than e_t,
     and p is uniform while t <= m log m. As e_t falls and R does not grow, p goes back to uniform in
-    the end: while losses do not change, log-odds are at most m e_{t-1} (max L - min L). Extra cost:
-    a validation a round.
+    the end: at ema .9, and while losses stay, log-odds are at most m e_{t-1} (max L - min L). Extra
+    cost: a validation a round.
 
     The release (--released) rewards perplexity, exp(L), undivided, and is proportional, not
     exponential: p^t = (1 - m e_t) R / sum R + e_t, in LMO egd(uniform, log R, 1), so that a factor
@@ -1331,12 +1331,11 @@ def learning_speed(h, total_windows):
     ready = past_warmup(h.warmup, n / total_windows)
     if L[ready].min() < 0:
         raise ValueError(f"ado needs losses of 0 or more, not of {L[ready].min():.4g}")
-    a = np.linspace(.01, .8, 80)
-    F = (n[ready] / n[-1]) ** -a[:, None]                               # (80, t), 1 now
-    c, b, _ = fit_line(F[..., None], L[ready])                          # (80, m)
-    errors = ((c[:, None] + b[:, None] * F[..., None] - L[ready]) ** 2).sum(1)
-    best, group = errors.argmin(0), np.arange(h.m)
-    return np.maximum(a[best], .05) * b[best, group]
+    a = np.linspace(.01, .8, 80)[:, None, None]
+    c, b, F = fit_line((n[ready, None] / n[-1]) ** -a, L[ready])        # F (80, t, 1), 1 at the end
+    squared_errors = ((c[:, None] + b[:, None] * F - L[ready]) ** 2).sum(1)         # (80, m)
+    best, group = squared_errors.argmin(0), np.arange(h.m)
+    return np.maximum(a[best, 0, 0], .05) * b[best, group]
 
 
 def forecasting(h, steps, rounds, wait, last, step, p):

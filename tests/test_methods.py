@@ -556,17 +556,17 @@ def test_odm_keeps_every_group_above_its_floor_and_begins_uniform(data, released
     same(p[:int(k * math.log(k))], 1 / k)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.data())
 def test_odm_as_published_goes_back_to_uniform_while_the_release_keeps_to_the_losses(data):
     """The losses do not change at all, and differ by at least a nat."""
-    k, T = data.draw(st.integers(2, 5)), 3000
+    k, T = data.draw(st.integers(2, 5)), 2000
     L = rng_of(data.draw(seeds)).uniform(1, 4, k)
     L[:2] = 1, 5
     p = np.log(odm_mixtures(np.tile(L, (T, 1))))
     bound = np.array([k * exploration(k, t) * np.ptp(L) for t in range(1, T)])
     assert (np.ptp(p[1:], axis=1) <= bound * (1 + 1e-9)).all()
-    assert np.ptp(p[-1]) < .3 and np.ptp(p[-1]) < np.ptp(p[T // 10]) / 2
+    assert np.ptp(p[-1]) < .4 and np.ptp(p[-1]) < np.ptp(p[T // 10]) / 2
 
     q = odm_mixtures(np.tile(L, (T, 1)), released=True)
     floor = exploration(k, T)
