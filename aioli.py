@@ -24,8 +24,8 @@ runs another generator in place and takes what it returns.
 How to read it: requests and History; `egd` and `lmo_step`, the update of the online methods; the
 methods, from those that measure nothing (`stratified`) to the paper's Aioli, which measures inside
 the run (`aioli_rounds`); the static laws with `grid`, `dml` and `power`; a law of the run's own
-losses, with the two methods of ours that take A from it, `aioli` and `horizon`; and last how one
-method is put on top of another. Notation:
+losses, with the two methods of ours that take A from it, `aioli` and `horizon`, and `ado`; and last
+how one method is put on top of another. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -99,16 +99,18 @@ class History:
     groups: the m names.  sizes: (m,) training tokens of each.  batch: windows per step.
     seed: of the method's own choices (probe order), drawn from `rng`, so that a method replayed
     makes the same ones.  runs: finished runs to fit laws to instead of a sweep, mixtures (R, m) and
-    losses (R, n).  warmup: share of the run's steps in which the learning rate rises.
+    losses (R, n).  warmup: share of the run's steps in which the learning rate rises.  window:
+    tokens of a window, for methods that count epochs.
     """
 
-    def __init__(self, groups, sizes, batch, seed=0, runs=None, warmup=.1):
+    def __init__(self, groups, sizes, batch, seed=0, runs=None, warmup=.1, window=None):
         self.groups = list(groups)
         self.sizes = np.asarray(sizes, float).reshape(len(self.groups))
         self.batch = batch
         self.seed = seed
         self.runs = runs
         self.warmup = warmup
+        self.window = window
         self.m = len(self.groups)
         if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
             raise ValueError(f"sizes must be above 0, not {self.listing(self.sizes)}")
@@ -220,6 +222,33 @@ def egd(p, s, eta):
     return q / q.sum()
 
 
+def project(p, caps):
+    """The mixture nearest to p under caps, argmin KL(q || p) with q <= caps: min(caps, C p), (m,).
+
+    p, caps: (m,), caps >= 0, or inf. What is cut off the capped groups goes to the others in
+    their proportions, until none is over its cap; at most m rounds, and exact. From uniform this is
+    UniMax (arXiv 2304.09151). Raises ValueError where the caps do not add up to 1.
+
+    >>> project([.5, .3, .2], caps=[.3, .4, 1.]).round(2)
+    array([0.3, 0.4, 0.3])
+    """
+    p, caps = np.asarray(p, float), np.asarray(caps, float)
+    room = caps[p > 0].sum()
+    if not (caps >= 0).all() or not room >= 1 - 1e-9:
+        raise ValueError(f"caps must be 0 or more and add up to 1 or more, not to {room:.4g}; "
+                         "raise them, or train for fewer steps")
+    if room <= 1 + 1e-12:                                           # there is no other
+        return np.where(p > 0, caps, 0) / room
+    capped = np.zeros(len(p), bool)
+    while True:
+        left = 1 - caps[capped].sum()
+        q = np.where(capped, caps, p * left / p[~capped].sum())
+        over = q > caps
+        if not over.any():
+            return q
+        capped |= over
+
+
 def lmo_step(p, A, eta):
     """The framework's update: a step of size eta on the column sums of A, (n, m) -> p (m,).
 
@@ -261,6 +290,7 @@ LIMITS = {                      # least and largest value of a setting, whicheve
     "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
     "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, 10 ** 6), "wait": (0, 1),
     "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
+    "epochs": (1e-9, np.inf), "robust": (0, np.inf),
 }
 
 
@@ -315,6 +345,26 @@ def natural(h, steps, alpha=1.0):
     """
     check(alpha=alpha)
     yield Train(egd(h.uniform, np.log(h.sizes), alpha), steps)
+
+
+def unimax(h, steps, epochs=4.0):
+    """UniMax (arXiv 2304.09151): as equal as repetition allows, no group read over `epochs` times.
+
+    p = project(uniform, caps), cap_j = epochs n_j / tokens of the run: text is shared out equally,
+    and what a group at its cap leaves goes to the others. In LMO: A^t = 0, and caps on p. A run too
+    long for all text together (caps sum to less than 1) is natural, and repeats more often. Extra
+    cost: none. The paper counts characters, and fills the groups in the order of their size.
+    epochs: how often a group may be read.
+    Raises ValueError where the History does not know how many tokens a window has.
+
+    >>> project([.25] * 4, caps=[.1, .2, 5., 9.])
+    array([0.1 , 0.2 , 0.35, 0.35])
+    """
+    check(epochs=epochs)
+    if not h.window:
+        raise ValueError("unimax counts tokens: say how many a window has, History(window=...)")
+    caps = epochs * h.sizes / (max(steps, 1) * h.batch * h.window)
+    yield Train(project(h.uniform, caps / min(caps.sum(), 1)), steps)
 
 
 # --- Online methods that take A from extra runs: Skill-It, DoReMi, DoGE.
@@ -639,6 +689,85 @@ def perplexity_weighted(h, steps, rounds=10, eta=.5):
     L = yield Train(p, 0)
     for n in split(steps, rounds):
         A = normalise(np.diag(importance(L, "perplexity")))
+        p = lmo_step(p, A, eta)
+        L = yield Train(p, n, A=A)
+
+
+# --- Two more online methods without extra runs: ODM takes A from losses, GRAPE from gradients.
+
+
+def odm(h, steps, rounds=50, ema=.9, released=False):
+    """Online Data Mixing (arXiv 2312.02406): a bandit, Exp3, whose reward for a group is its loss.
+
+    A^t = diag(R), R <- ema R + (1 - ema) L / p. With m groups and e_t = min(1 / m, sqrt(log m /
+    (m t))), p^t = (1 - m e_t) lmo_step(uniform, A^t, e_{t-1}) + e_t: no group has less than e_t,
+    and p is uniform while t <= m log m. As e_t falls and R does not grow, p goes back to uniform in
+    the end: at ema .9, and while losses stay, log-odds are at most m e_{t-1} (max L - min L). Extra
+    cost: a validation a round.
+
+    The release (--released) rewards perplexity, exp(L), undivided, and is proportional, not
+    exponential: p^t = (1 - m e_t) R / sum R + e_t, in LMO egd(uniform, log R, 1), so that a factor
+    on R does not matter; it keeps adapting. Its e_t is a step older. Both are rules of a bandit,
+    which sees, step by step, the training losses of what was drawn. Here t counts rounds, and each
+    shows validation losses of all groups, so that L / p, which made up for not being drawn, only
+    holds a group back.
+    rounds: updates of the mixture.  ema: weight of the past.  released: the rule of the release.
+
+    >>> R, floor = np.exp([2., 1.]), .1
+    >>> ((1 - 2 * floor) * R / R.sum() + floor).round(3)
+    array([0.685, 0.315])
+    """
+    check(rounds=rounds, ema=ema)
+    R, floor = np.zeros(h.m), 1 / h.m
+    for t, n in enumerate(split(steps, rounds), start=1):
+        eta, floor = floor, min(1 / h.m, np.sqrt(np.log(h.m) / (h.m * t)))
+        A = np.diag(R)
+        if released:
+            p = R / R.sum() if R.any() else h.uniform
+        else:
+            p = lmo_step(h.uniform, A, eta)
+        p = (1 - h.m * floor) * p + floor
+        L = yield Train(p, n, A=A)
+        reward = importance(L, "perplexity") if released else L / p
+        R = ema * R + (1 - ema) * reward
+
+
+def grape(h, steps, rounds=25, eta=1.5, robust=5.0, smoothing=1e-3):
+    """GRAPE (arXiv 2505.20380): DoGE inside the run, and a second player who weighs the losses.
+
+    With G[i, j] = <gradient of log loss i, gradient of loss j>: z <- egd(z, -G p, robust), then
+    smoothed, gives more weight to the losses that p lowers least, relative to their size;
+    A^t = diag(z) G, and p <- lmo_step(p, A^t, eta). Elsewhere rows count alike, or as --objective
+    says; here an opponent weighs them, so that none lags. Extra cost, each round: a validation, and
+    on a batch that is not trained on the gradients of all groups and targets. The release: eta 1.5,
+    robust 5 or 10, a round every 100 steps.
+
+    Where the release differs. (1) For the step of p it draws the target batch at z, and takes the
+    gradient of the log of its mean loss, sum_i z_i gradient_i / sum_i z_i L_i; here each gradient
+    is divided by its own loss in both steps. (2) L_i is there the loss of the batch, here that of
+    the last validation. (3) It draws 32 windows of each group and target; here all groups share
+    one batch, and one that is not in it counts as 0, as in `doge`.
+    rounds: updates of the mixture.  eta: step size.  robust: step size of the second player.
+    smoothing: share of the uniform weights in z.
+
+    >>> G = np.array([[.3, .1], [0., .1]])
+    >>> z = egd([.5, .5], -G @ [.5, .5], eta=5.)                    # loss 1 falls less
+    >>> z.round(3)
+    array([0.321, 0.679])
+    >>> lmo_step([.5, .5], z[:, None] * G, eta=1.5).round(3)
+    array([0.499, 0.501])
+    """
+    check(rounds=rounds, eta=eta, robust=robust, smoothing=smoothing)
+    parts = split(steps, rounds)
+    p = z = h.uniform
+    L = yield Train(p, 0)
+    for n in parts:
+        if not all(L > 0):
+            raise ValueError(f"grape needs losses above 0, not {h.listing(L)}")
+        signals = yield Peek(h.uniform, steps, on="main")
+        G = np.nan_to_num(signals["A"]) / L[:, None]                    # absent columns 0
+        z = (1 - smoothing) * egd(z, -G @ p, robust) + smoothing * h.uniform
+        A = z[:, None] * G
         p = lmo_step(p, A, eta)
         L = yield Train(p, n, A=A)
 
@@ -1152,6 +1281,63 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     yield from forecasting(h, steps, rounds, wait, last, step, h.uniform)
 
 
+def ado(h, steps, rounds=25, wait=.16, floor=.01):
+    """ADO (arXiv 2410.11820): more of the groups that, by a law of their own losses, learn fastest.
+
+    The law is L_i = c_i + b_i n^-a_i, n all that the run has read. A^t = diag(s), s_i = max(a_i,
+    .05) (L_i - c_i): its fall per log n. The solver is proportional: rho = s * natural *
+    sqrt(read of late), scaled, raised to `floor`, scaled again, and p = .9 mean + .1 rho, with the
+    mean over all steps before of rho, which is natural until `wait`. Extra cost: a validation a
+    round. Its nearest relative is `aioli`, which looks to the end of the run, and at a group's own
+    tokens. A law of all tokens does not: a group with less learns less, and so gets less still.
+
+    Where the release differs. (1) It fits the training losses of all steps, smoothed, every 1,000
+    steps, with log c >= .5; here it is validation losses, each round. In a round rho stays; with a
+    round a step, and the same law, all mixtures are equal. (2) It, too, scales after the floor,
+    which leaves less than that. (3) It, too, averages rho: so p follows it. With a mean of p, of
+    which .9 is the mean itself, half of the way would take 1,000 times the steps so far. (4) Its
+    first fit, at step 1,000, leaves out 1,000 steps and so has a point or none; here, three.
+    rounds: validations in a run.  wait: share of the run on natural shares.  floor: least rho.
+    Raises ValueError as aioli does.
+    """
+    check(rounds=rounds, wait=wait, floor=floor)
+    parts = split(steps, rounds)
+    first = sum(np.cumsum(parts) < wait * steps)
+    check_validations(h, steps, parts, first=first, planned=rounds)
+
+    total_windows = sum(row.windows.sum() for row in h.trained()) + steps * h.batch
+    natural = p = mean = late = h.sizes / h.sizes.sum()
+    A, done = None, 0
+    for number, n in enumerate(parts):
+        if number > first:
+            s = learning_speed(h, total_windows)
+            A, rho = np.diag(s), s * natural * np.sqrt(late)
+            rho = np.maximum(rho / rho.sum(), floor) if rho.any() else natural
+            rho = rho / rho.sum()
+            p = .9 * mean + .1 * rho
+            mean = (done * mean + n * rho) / (done + n)                 # by the end of this round
+        yield Train(p, n, A=A)
+        late = .9 ** n * late + (1 - .9 ** n) * h.last.share
+        done += n
+
+
+def learning_speed(h, total_windows):
+    """-dL_i / d log n now, (m,), by L_i = c_i + b_i n^-a_i fitted to validations after the warm-up.
+
+    For a given a the law is linear in c and b >= 0, so 80 values of a are tried, per group. The
+    slope is a b n^-a; as in ADO, a below .05 counts as .05. Raises ValueError for losses below 0.
+    """
+    n, L = h.windows().sum(1), h.losses()                               # (t,), (t, m)
+    ready = past_warmup(h.warmup, n / total_windows)
+    if L[ready].min() < 0:
+        raise ValueError(f"ado needs losses of 0 or more, not of {L[ready].min():.4g}")
+    a = np.linspace(.01, .8, 80)[:, None, None]
+    c, b, F = fit_line((n[ready, None] / n[-1]) ** -a, L[ready])        # F (80, t, 1), 1 at the end
+    squared_errors = ((c[:, None] + b[:, None] * F - L[ready]) ** 2).sum(1)         # (80, m)
+    best, group = squared_errors.argmin(0), np.arange(h.m)
+    return np.maximum(a[best, 0, 0], .05) * b[best, group]
+
+
 def forecasting(h, steps, rounds, wait, last, step, p):
     """The rounds of a method with a Forecast: train, forecast, `step` on the law; then stay."""
     parts = split(steps, rounds)
@@ -1195,7 +1381,7 @@ def learn_mixture(method, h, steps):
     before it, as that mixture is known by then. Of a method that keeps moving, the average over
     the run is taken, as the paper does.
     """
-    inner = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup)
+    inner = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup, h.window)
     program, reply = method(inner, steps), None
     while True:
         try:
@@ -1245,12 +1431,12 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
 
 def rehearse(h, steps, n, method, **settings):
     """Hear the method's first request after n steps, so that it complains about settings now."""
-    empty = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup)
+    empty = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup, h.window)
     empty.add(Train(h.uniform, n), loss=np.ones(h.m))
     next(method(empty, steps - n, **settings))
 
 
 METHODS = {f.__name__: f for f in (
-    stratified, fixed, natural, skillit, doremi, doge, aioli_rounds, aioli_published,
-    aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, grid, dml, power, aioli,
-    horizon)}
+    stratified, fixed, natural, unimax, skillit, doremi, doge, aioli_rounds, aioli_published,
+    aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, odm, grape, grid, dml,
+    power, aioli, horizon, ado)}

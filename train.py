@@ -1139,7 +1139,8 @@ def train_in(out, config, settings, corpus):
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
-                            runs=runs_for(config, corpus.groups), warmup=config.warmup)
+                            runs=runs_for(config, corpus.groups), warmup=config.warmup,
+                            window=trainer.shape.window)
     method = program(config, settings, history)
     known = scratch_runs(config, corpus.digest) if config.past else []
 

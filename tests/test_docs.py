@@ -143,9 +143,9 @@ def test_the_reference_file_works_in_another_trainer():
     assert model["steps"] == 2000 and space["request"].p[0] > .55
 
 
-SHIPPED = {"stratified", "fixed", "natural", "skillit", "doremi", "doge", "aioli_rounds",
-           "aioli_published", "aioli_static", "aioli_diagonal", "aioli_ood", "perplexity_weighted",
-           "grid", "dml", "power", "aioli", "horizon"}
+SHIPPED = {"stratified", "fixed", "natural", "unimax", "skillit", "doremi", "doge",
+           "aioli_rounds", "aioli_published", "aioli_static", "aioli_diagonal", "aioli_ood",
+           "perplexity_weighted", "odm", "grape", "grid", "dml", "power", "aioli", "horizon", "ado"}
 
 
 def test_the_table_of_methods_names_those_that_are_there():

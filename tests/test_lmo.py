@@ -13,9 +13,9 @@ from hypothesis import assume, example, given, strategies as st
 import aioli
 from aioli import (egd, fit_linear_dynamic, importance, lmo_step, normalise, probe_counts, weigh)
 from worlds import (NAMES, Linear, Scripted, aioli_given, aioli_on, differ, doge_weights,
-                    doremi_weights, drive, etas, freely, gradient_signals, history, kl, matrices,
-                    measure, mixtures, mixtures_of, rng_of, same, scales, seeds, sides, sizes,
-                    skillit_weights, softmax, swapped, tables, weights_of)
+                    doremi_weights, drive, etas, freely, gradient_signals, grape_mixtures, history,
+                    kl, matrices, measure, mixtures, mixtures_of, rng_of, same, scales, seeds,
+                    sides, sizes, skillit_weights, softmax, swapped, tables, weights_of)
 
 STATIC, DIAGONAL, OOD = map(freely, (aioli.aioli_static, aioli.aioli_diagonal, aioli.aioli_ood))
 
@@ -343,6 +343,57 @@ def test_natural_at_temperature_zero_is_stratified(n):
     same(share_of(aioli.stratified, n), 1 / len(n))
 
 
+@st.composite
+def budgets(draw):
+    """(n, epochs, cap): tokens of groups; how often each may be read; these as shares of a run that
+    is from a hundredth to ten times as long as all text read that often."""
+    n, epochs = draw(token_counts()), draw(st.floats(.5, 20))
+    tokens = epochs * n.sum() * 10.0 ** draw(st.floats(-2, 1))
+    steps = max(1, round(tokens / 8 / 16))
+    return n, steps, epochs, epochs * n / (steps * 8 * 16)
+
+
+def unimax_of(n, steps, epochs):
+    h = history(len(n), sizes=n)
+    drive(aioli.unimax(h, steps, epochs=epochs), Scripted(), h)
+    return h.last.request.p
+
+
+@given(budgets(), seeds)
+def test_unimax_is_the_mixture_under_the_caps_that_is_nearest_to_uniform(budget, seed):
+    """In divergence, and in distance: one level for all groups, cut by their caps."""
+    n, steps, epochs, caps = budget
+    p, u = unimax_of(n, steps, epochs), 1 / len(n)
+    same(p.sum(), 1)
+    assume(caps.sum() > 1)
+    same(p, np.minimum(caps, p.max()), atol=1e-15)
+    for other in rng_of(seed).dirichlet(n / n.mean() / len(n) + .1, 20):
+        other = aioli.project(other, caps)
+        assert kl(p, np.full(len(n), u)) <= kl(other, np.full(len(n), u)) + 1e-9
+        assert np.sum((p - u) ** 2) <= np.sum((other - u) ** 2) + 1e-9
+
+
+@given(budgets())
+def test_unimax_is_stratified_in_a_short_run_and_natural_in_one_too_long_for_its_caps(budget):
+    """And the latter reads every group more often than it may."""
+    n, steps, epochs, caps = budget
+    p = unimax_of(n, steps, epochs)
+    if caps.min() >= 1 / len(n):
+        same(p, 1 / len(n))
+    if caps.sum() <= 1:
+        same(p, n / n.sum())
+        assert (p >= caps * (1 - 1e-9)).all()
+    else:
+        assert (p <= caps * (1 + 1e-9)).all()
+
+
+@given(budgets())
+def test_the_smaller_a_group_the_more_often_unimax_reads_it(budget):
+    n, steps, epochs, _ = budget
+    passes = (unimax_of(n, steps, epochs) / n)[n.argsort()]
+    assert (np.diff(passes) <= 1e-9 * passes.max()).all()
+
+
 @given(st.integers(2, 6), st.integers(2, 12), seeds)
 def test_grid_search_keeps_the_best_of_what_it_tried(m, runs, seed):
     """Its law is a table."""
@@ -626,6 +677,42 @@ def test_where_losses_are_linear_in_the_weights_learn_params_and_doge_measure_on
     same(measure(sgd, m, probe=probe), probe * lr * doge, atol=1e-10)
 
 
+# ---- GRAPE ----
+
+
+@given(gentle_gradients(), st.floats(.01, 3))
+def test_grape_without_its_second_player_is_the_step_on_gradient_products(pairs, eta):
+    """All losses of 1 nat: A / m as in DoGE, where nothing is cut. Aioli given these is GRAPE."""
+    m = len(pairs[0][0])
+    products = [V @ G.T / m for G, V in pairs]
+    signals = [gradient_signals(G, V) for G, V in pairs]
+    p = grape_mixtures(signals, np.ones((5, m)), eta=eta, robust=0.)
+    same(p, aioli_given(products, eta))
+
+
+@given(st.data(), st.floats(.1, 20))
+def test_the_second_player_of_grape_makes_up_for_the_loss_that_falls_least(data, robust):
+    """Groups that only help themselves: less of the fastest, more of the slowest than without."""
+    m, rng = data.draw(sizes), rng_of(data.draw(seeds))
+    signals = [dict(A=np.diag(rng.permutation(np.arange(1., m + 1)) / m))] * 3
+    slowest, fastest = np.diag(signals[0]["A"]).argmin(), np.diag(signals[0]["A"]).argmax()
+    L = np.full((4, m), 2.)
+    plain, robustly = (grape_mixtures(signals, L, robust=step) for step in (0., robust))
+    assert (robustly[:, slowest] > plain[:, slowest]).all()
+    assert (robustly[:, fastest] < plain[:, fastest]).all()
+    same(grape_mixtures(signals, L, robust=robust, smoothing=1.), plain)
+
+
+@given(st.data(), st.sampled_from([.01, 7.]))
+def test_the_unit_of_the_loss_does_not_matter_to_grapes_weights(data, unit):
+    """Gradients and losses in bits, say: log losses are without unit, and eta is per unit."""
+    m, rng = data.draw(sizes), rng_of(data.draw(seeds))
+    A, L = rng.normal(size=(3, m, m)), rng.uniform(1, 5, (4, m))
+    plain = grape_mixtures([dict(A=a) for a in A], L, eta=.5, robust=2.)
+    in_units = [dict(A=unit ** 2 * a) for a in A]
+    same(grape_mixtures(in_units, unit * L, eta=.5 / unit, robust=2. / unit), plain)
+
+
 # ---- Aioli: the probes ----
 
 
@@ -860,6 +947,7 @@ ONLINE = dict(              # what each method trains on, or weighs its proxy's 
     skillit=lambda: skillit_weights(100 * A3, LOSSES),
     doremi=lambda: (doremi_weights(LOSSES, smoothing=.1)[0] - .1 / 3) / .9,
     doge=lambda: doge_weights([gradient_signals(np.eye(3), LOSSES)] * 3, [1e-3] * 3)[0],
+    grape=lambda: grape_mixtures([dict(A=100 * A3)] * 3, np.ones((4, 3))),
     aioli_rounds=lambda: mixtures_of(aioli_on(A3, rounds=3)),
     ema=lambda: mixtures_of(aioli_on(A3, rounds=3, ema=.1)),
     aioli_static=lambda: mixtures_of(aioli_on(A3, method=STATIC)),

@@ -16,9 +16,9 @@ from hypothesis import assume, given, settings, strategies as st
 import aioli
 from aioli import METHODS, Peek, Train, Update, probe_counts
 from worlds import (NAMES, Exact, Linear, Scripted, Static, aioli_on, differ, doge_weights,
-                    doremi_weights, drive, freely, gradient_signals, history, matrices, measure,
-                    mixtures_of, rng_of, same, seeds, sizes, skillit_weights, steps_of, swapped,
-                    tables)
+                    doremi_weights, drive, freely, gradient_signals, grape_mixtures, history,
+                    matrices, measure, mixtures_of, rng_of, same, seeds, sizes, skillit_weights,
+                    softmax, steps_of, swapped, tables)
 
 torch.set_num_threads(1)                                            # the fits are small
 
@@ -94,6 +94,33 @@ def original_doge(steps, lrs, k, mu, max_norm=1.0, cap=5.0, stale=False):
     return history, [r / len(steps) for r in running]
 
 
+def original_grape(steps, losses, k, mu_train, mu_tgt, eps):
+    """Two players: steps[t] = (gradient of each group or None, of each target), losses[t] before.
+
+    As released, with the mean over draws at alpha and z in place of a draw."""
+    def dot(x, y):
+        return sum(a * b for a, b in zip(x, y))
+
+    def mean(weights, vectors):
+        return [dot(weights, column) for column in zip(*vectors)]
+
+    def softmax(logs):
+        weights = [math.exp(x - max(logs)) for x in logs]
+        return [w / sum(weights) for w in weights]
+
+    alpha, z, trained = [1 / k] * k, [1 / k] * k, []
+    for (grads, targets), loss in zip(steps, losses):
+        grads = [g or [0.0] * len(targets[0]) for g in grads]
+        of_log = [[x / loss[n] for x in g] for n, g in enumerate(targets)]
+        train = mean(alpha, grads)
+        z = softmax([math.log(z[n]) - mu_tgt * dot(of_log[n], train) for n in range(k)])
+        z = [w * (1 - eps) + eps / k for w in z]
+        target = mean(z, of_log)
+        alpha = softmax([math.log(alpha[j]) + mu_train * dot(grads[j], target) for j in range(k)])
+        trained.append(alpha)
+    return trained
+
+
 def original_aioli(losses, order, k, f, sweeps, probe_steps, eta, rounds, ema, perplexity):
     """Aioli's Algorithms 1 and 2: average the drops per probe, solve with P, normalise, and step.
 
@@ -124,6 +151,34 @@ def original_aioli(losses, order, k, f, sweeps, probe_steps, eta, rounds, ema, p
         previous = losses(p, None)
         trained.append(p)
     return trained
+
+
+def original_unimax(counts, budget, epochs):
+    """Algorithm 1 of UniMax: from the smallest group on, an equal part of what is left of the
+    budget, or as much as `epochs` passes hold; the shares of what was given out."""
+    order = sorted(range(len(counts)), key=lambda j: counts[j])
+    left, given = budget, [0.0] * len(counts)
+    for rank, j in enumerate(order):
+        part = left / (len(counts) - rank)
+        given[j] = counts[j] * epochs if part > counts[j] * epochs else part
+        left -= given[j]
+    return [amount / sum(given) for amount in given]
+
+
+@given(st.data(), st.floats(.1, 20), st.integers(1, 5000), st.integers(1, 64), st.integers(1, 2048))
+def test_unimax_is_the_algorithm_of_its_paper(data, epochs, steps, batch, window):
+    """For any budget, also one that all text together cannot fill."""
+    m = data.draw(sizes)
+    n = steps * batch * window / epochs * 10.0 ** rng_of(data.draw(seeds)).uniform(-3, .5, m)
+    h = history(m, batch, n, window=window)
+    drive(aioli.unimax(h, steps, epochs=epochs), Scripted(), h)
+    same(h.last.request.p, original_unimax(n.tolist(), steps * batch * window, epochs), 0, 1e-10)
+    assert steps_of(h) == {"main": steps}
+
+
+def test_unimax_needs_to_know_how_many_tokens_a_window_has():
+    with pytest.raises(ValueError, match=r"say how many a window has, History\(window=...\)"):
+        next(aioli.unimax(history(2, window=None), 10))
 
 
 @st.composite
@@ -270,6 +325,33 @@ def test_the_release_of_doge_lets_an_absent_group_keep_its_last_gradient():
     differ(ours[1], release[1], .005)
 
 
+@given(gradients(absent=True), seeds, st.sampled_from([.1, 1.5]), st.sampled_from([0., 5.]),
+       st.sampled_from([0., 1e-3, .3]))
+def test_grape_is_the_game_of_its_paper(drawn, seed, eta, robust, smoothing):
+    """Both players, gradients of log losses; a group that is not in the batch counts as 0."""
+    rounds = [(G / np.nanmax(abs(G)), V / abs(V).max()) for G, V in drawn[0]]
+    k = len(rounds[0][0])
+    losses = rng_of(seed).uniform(1, 9, (len(rounds) + 1, k))
+    steps = [(grads, V.tolist()) for (grads, _), (_, V) in zip(longhand(rounds), rounds)]
+    original = original_grape(steps, losses.tolist(), k, eta, robust, smoothing)
+    found = grape_mixtures([gradient_signals(G, V) for G, V in rounds], losses, eta=eta,
+                           robust=robust, smoothing=smoothing)
+    same(found, original, 0, 1e-10)
+
+
+def test_grape_peeks_in_the_run_and_trains_on_none_of_it():
+    h = run("grape", 100, rounds=10)
+    assert [type(row.request) for row in h.rows] == [Train] + [Peek, Train] * 10
+    assert {row.request.on for row in h.rows} == {"main"} and steps_of(h) == {"main": 100}
+
+
+@pytest.mark.parametrize("losses", [[0, 5], [-5, 5]])
+def test_grape_needs_losses_above_0(losses):
+    h = history(2)
+    with pytest.raises(ValueError, match="^grape needs losses above 0, not a "):
+        drive(aioli.grape(h, 100), Scripted([losses]), h)
+
+
 @given(st.data(), st.sampled_from([0., .1, .5]), st.sampled_from([(.75, 1), (.75, 2), (.5, 4)]),
        st.sampled_from([.1, 1.]), st.sampled_from(["loss", "perplexity"]))
 def test_aioli_is_the_algorithm_of_its_paper(data, ema, probing, eta, objective):
@@ -404,6 +486,102 @@ def test_the_control_with_equal_losses_is_stratified(m, rounds, loss, eta):
     same(mixtures_of(h), 1 / m)
 
 
+def exploration(k, t):
+    """ODM's least share at step t."""
+    return min(1 / k, math.sqrt(math.log(k) / (k * t)))
+
+
+def original_odm(losses, k, alpha):
+    """Algorithm 1 of ODM, where every group is drawn every time: rewards L / p, a softmax."""
+    reward, before, trained = [0.0] * k, 1 / k, []
+    for t, seen in enumerate(losses, start=1):
+        now = exploration(k, t)
+        weights = [math.exp(before * r) for r in reward]
+        p = [(1 - k * now) * w / sum(weights) + now for w in weights]
+        trained.append(p)
+        for i in range(k):
+            reward[i] = alpha * reward[i] + (1 - alpha) * seen[i] / p[i]
+        before = now
+    return trained
+
+
+def original_odm_released(losses, k, smoothing, later):
+    """As released for mixed batches, from the second mixture on: rewards exp(L), proportional.
+
+    later: what is added to the release's count of steps, which begins at 1."""
+    estimate, trained, before = [0.0] * k, [], 1 / k
+    for iteration, seen in enumerate(losses, start=1 + later):
+        now = exploration(k, iteration)
+        for i in range(k):
+            estimate[i] = smoothing * estimate[i] + (1 - smoothing) * math.exp(seen[i])
+        scale = (1 - k * now) / sum(r * before for r in estimate)
+        weights = [r * before * scale + now for r in estimate]
+        trained.append([w / sum(weights) for w in weights])
+        before = now
+    return trained
+
+
+def odm_mixtures(L, **settings):
+    """(rounds, m), for losses (rounds, m) after each round."""
+    h = history(len(L[0]))
+    drive(aioli.odm(h, 3 * len(L), rounds=len(L), **settings), Scripted(losses=list(L)), h)
+    return mixtures_of(h)
+
+
+@given(st.data(), st.integers(2, 60), st.floats(0, .99))
+def test_odm_is_the_algorithm_of_its_paper_and_released_that_of_the_release(data, rounds, ema):
+    L = data.draw(tables(rounds, low=.1))
+    k = L.shape[1]
+    same(odm_mixtures(L, ema=ema), original_odm(L.tolist(), k, ema), 0, 1e-10)
+    released = odm_mixtures(L, ema=ema, released=True)
+    original = original_odm_released(L[:-1].tolist(), k, ema, later=1)
+    same(released, [[1 / k] * k, *original], 0, 1e-10)
+
+
+def test_the_release_of_odm_explores_as_a_step_before():
+    L = np.tile([3., 1.], (9, 1))
+    release = original_odm_released(L[:-1].tolist(), 2, .9, later=0)[1:]
+    ours = odm_mixtures(L, released=True)[2:]
+    then, now = (np.array([[exploration(2, t)] for t in range(s, s + 7)]) for s in (2, 3))
+    same((ours - now) / (1 - 2 * now), (release - then) / (1 - 2 * then))
+    differ(ours, release, .01)
+
+
+@given(st.data(), st.booleans())
+def test_odm_keeps_every_group_above_its_floor_and_begins_uniform(data, released):
+    L = data.draw(tables(40, low=.1))
+    p, k = odm_mixtures(L, released=released), L.shape[1]
+    floors = [exploration(k, t) for t in range(1, 41)]
+    assert (p.min(1) >= np.array(floors) - 1e-12).all()
+    same(p[:int(k * math.log(k))], 1 / k)
+
+
+@settings(max_examples=5)
+@given(st.data())
+def test_odm_as_published_goes_back_to_uniform_while_the_release_keeps_to_the_losses(data):
+    """The losses do not change at all, and differ by at least a nat."""
+    k, T = data.draw(st.integers(2, 5)), 2000
+    L = rng_of(data.draw(seeds)).uniform(1, 4, k)
+    L[:2] = 1, 5
+    p = np.log(odm_mixtures(np.tile(L, (T, 1))))
+    bound = np.array([k * exploration(k, t) * np.ptp(L) for t in range(1, T)])
+    assert (np.ptp(p[1:], axis=1) <= bound * (1 + 1e-9)).all()
+    assert np.ptp(p[-1]) < .4 and np.ptp(p[-1]) < np.ptp(p[T // 10]) / 2
+
+    q = odm_mixtures(np.tile(L, (T, 1)), released=True)
+    floor = exploration(k, T)
+    same((q[-1] - floor) / (1 - k * floor), softmax(L))
+
+
+@given(st.data(), st.floats(-2, 5))
+def test_a_shift_of_all_losses_matters_to_odm_as_published_and_not_to_the_release(data, shift):
+    """What the release adds up are perplexities, and a factor on them is divided out."""
+    L = data.draw(tables(30, data.draw(st.integers(2, 4)), low=3))
+    same(odm_mixtures(L + shift, released=True), odm_mixtures(L, released=True))
+    assume(abs(shift) > .5)
+    differ(odm_mixtures(L + shift), odm_mixtures(L), 1e-4)
+
+
 @given(st.data(), probings())
 def test_the_diagonal_ablation_divides_each_groups_own_fall_by_its_share(data, probing):
     """A_jj = G_jj / f and zeros elsewhere, f as realised in whole windows, in a turning world."""
@@ -428,6 +606,118 @@ def test_the_diagonal_ablation_divides_each_groups_own_fall_by_its_share(data, p
     for j in range(m):
         same(found[j, j], np.mean(falls[j]) / own, atol=1e-10)
     assert not (found - np.diag(np.diag(found))).any()
+
+
+# ---- ADO ----
+
+
+def original_ado(laws, natural, T, start, length, of_p=False):
+    """As released, step by step, given the laws (c, b, a) that the fits would find.
+
+    length: steps for which the last preference and mixture are kept (the release: 1).  of_p: the
+    running mean is of the mixtures."""
+    k, mean, late, trained = len(natural), list(natural), list(natural), []
+    p = list(natural)
+    for itr in range(T):
+        if itr >= start and itr % length == 0:
+            slopes = [max(a, .05) * (c + b / itr ** a - c) / itr for c, b, a in laws]
+            rho = [slopes[i] * natural[i] * late[i] ** .5 for i in range(k)]
+            rho = [r / sum(rho) for r in rho]
+            deficit = max(k * .01 - sum(rho), 0)
+            clipped = [max(r * (1 - deficit) / sum(rho), .01) for r in rho]
+            rho = [r / sum(clipped) for r in clipped]
+            p = [.9 * mean[i] + .1 * rho[i] for i in range(k)]
+        if itr >= start:
+            weight, term = 1 / (itr + 1), p if of_p else rho
+            mean = [(1 - weight) * mean[i] + weight * term[i] for i in range(k)]
+        late = [.9 * late[i] + .1 * p[i] for i in range(k)]
+        trained.append(p)
+    return trained
+
+
+class OwnLaws(Exact):
+    """Losses that obey c + b n^-a, n the steps of the run so far, whatever is trained on."""
+
+    def __init__(self, laws):
+        super().__init__(np.zeros((len(laws), len(laws))))
+        self.laws, self.steps = np.array(laws), 0
+
+    def __call__(self, request):
+        self.steps += request.steps
+        c, b, a = self.laws.T
+        return dict(loss=c + b * max(self.steps, .5) ** -a, windows=self.windows(request))
+
+
+@st.composite
+def own_laws(draw):
+    """(c, b, a) of each group, a a multiple of .01; and natural shares, some below ADO's floor."""
+    m, rng = draw(sizes), rng_of(draw(seeds))
+    laws = np.column_stack((rng.uniform(.1, 3, m), rng.uniform(1, 9, m),
+                            rng.integers(1, 81, m) / 100))
+    natural = 10.0 ** rng.uniform(-2, 0, m)
+    return laws.tolist(), (natural / natural.sum()).tolist()
+
+
+def ado_on(laws, natural, T, **settings):
+    h = history(len(laws), sizes=natural)
+    drive(aioli.ado(h, T, **settings), OwnLaws(laws), h)
+    return h
+
+
+@given(own_laws(), st.integers(1, 4))
+def test_ado_is_the_released_algorithm(drawn, length):
+    """Given the law, which the fit finds; with a round a step, and with longer ones, through which
+    the preference and the mixture stay."""
+    laws, natural = drawn
+    h = ado_on(laws, natural, 40 * length, rounds=40, wait=.25)
+    original = original_ado(laws, natural, 40 * length, 10 * length, length)
+    same(mixtures_of(h), original[::length], 0, 1e-10)
+
+
+@given(own_laws())
+def test_ado_finds_the_slope_of_a_law_of_its_own_losses(drawn):
+    """-dL / d log n = a (L - c), at the end of every round; exponents below .05 count as that."""
+    laws, natural = drawn
+    c, b, a = np.array(laws).T
+    for at, row in enumerate(ado_on(laws, natural, 40, rounds=40).trained()):
+        if row.request.A is not None:
+            same(row.request.A, np.diag(np.maximum(a, .05) * b * at ** -a), rtol=1e-6)
+
+
+def test_the_mean_of_ados_mixtures_would_keep_it_where_it_began():
+    """The release averages preferences: a mean of mixtures, of which it is .9 itself, stays."""
+    laws, natural = [[1., 5., .5], [1., .5, .1]], [.5, .5]
+    ends = [original_ado(laws, natural, 1000, 10, 1, of_p)[-1][0] for of_p in (False, True)]
+    assert ends[0] > .85 and ends[1] < .72
+
+
+@given(own_laws(), st.floats(0, 4), st.floats(.1, 3))
+def test_neither_unit_nor_level_of_the_losses_matters_to_ado(drawn, shift, unit):
+    """A shift is irreducible loss, and the solver is proportional."""
+    laws, natural = drawn
+    moved = [[unit * c + shift, unit * b, a] for c, b, a in laws]
+    plain, changed = (mixtures_of(ado_on(L, natural, 40, rounds=20)) for L in (laws, moved))
+    same(changed, plain, rtol=1e-6)
+
+
+@given(own_laws())
+def test_ado_with_equal_speeds_leaves_natural_for_its_power_of_one_and_a_half(drawn):
+    """rho is then natural^1.5, scaled, as what was read of late is natural too."""
+    laws, natural = drawn
+    n = np.array(natural)
+    p = mixtures_of(ado_on([laws[0]] * len(n), natural, 40, rounds=40, floor=0.))
+    rho = n ** 1.5 / np.sum(n ** 1.5)
+    same(p[:7], [natural] * 7)
+    same(p[7], .9 * n + .1 * rho, rtol=1e-6)
+
+
+def test_ado_where_nothing_is_learnt_stays_natural_and_refuses_losses_below_0():
+    h = history(3)
+    drive(aioli.ado(h, 100), Scripted([[3, 2, 4]] * 99), h)
+    same(mixtures_of(h), [[1 / 6, 1 / 3, 1 / 2]] * 25)
+    h = history(2)
+    with pytest.raises(ValueError, match="^ado needs losses of 0 or more, not of -5"):
+        drive(aioli.ado(h, 100), Scripted([[-5, 5]] * 99), h)
 
 
 # ---- DML and the static methods ----
@@ -570,10 +860,10 @@ def test_groups_that_may_not_be_trained_on_are_not_and_have_no_column(data, abse
 A4 = np.array([[3., .2, -.4, .3], [.1, 2., .5, -.2], [-.2, .3, 1., .4], [.6, -.1, .2, .8]]) * 1e-3
 SWEEP = {f"sweep-{number}": 1 for number in range(9)}
 EXTRA = dict(               # extra runs of the shipped methods, in full lengths, as documented
-    stratified={}, fixed={}, natural={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
+    stratified={}, fixed={}, natural={}, unimax={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
     skillit={f"only-{group}": 1 for group in NAMES[:4]}, doremi=dict(reference=1, proxy=1),
     doge=dict(proxy=1), aioli_rounds={}, aioli_published={}, aioli_static={}, aioli_diagonal={},
-    aioli_ood={}, perplexity_weighted={}, aioli={}, horizon={})
+    aioli_ood={}, perplexity_weighted={}, odm={}, grape={}, aioli={}, horizon={}, ado={})
 
 
 def run(method, T, m=4, world=None, **settings):

@@ -15,9 +15,9 @@ from aioli import History, Peek, Train, Update
 NAMES = "abcdefghijklmnopqrstuvwxyz"
 
 
-def history(m, batch=8, sizes=None, seed=0, warmup=.1):
+def history(m, batch=8, sizes=None, seed=0, warmup=.1, window=16):
     sizes = np.arange(1., m + 1) if sizes is None else sizes
-    return History(NAMES[:m], sizes, batch, seed, warmup=warmup)
+    return History(NAMES[:m], sizes, batch, seed, warmup=warmup, window=window)
 
 
 def drive(method, world, h, past=()):
@@ -171,6 +171,14 @@ def doge_weights(signals, lr, **settings):
     h = history(len(signals[0]["norm"]))
     drive(aioli.doge(h, len(signals), **settings), Scripted(signals=signals, lr=lr), h)
     return weights_of(h), h.last.request.p
+
+
+def grape_mixtures(signals, losses, **settings):
+    """GRAPE's mixtures, (rounds, m), for what each Peek says and these losses (rounds + 1, m)."""
+    h = history(len(losses[0]))
+    world = Scripted(list(losses), signals=signals)
+    drive(aioli.grape(h, len(signals), rounds=len(signals), **settings), world, h)
+    return mixtures_of(h)
 
 
 def freely(method):
