@@ -823,8 +823,11 @@ MUTANTS = {
     ],
     "model.py": [
         ("all logits are made at once",
-         "if len(h) <= rows:",
+         "if len(h) <= rows or torch.compiler.is_compiling():",
          "if True:"),
+        ("a compiled loss is in parts, too",
+         " or torch.compiler.is_compiling():",
+         ":"),
         ("the logits of all parts are kept",
          "again_in_backward(self.cross_entropy, *part)",
          "self.cross_entropy(*part)"),

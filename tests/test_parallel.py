@@ -248,7 +248,7 @@ def test_half_precision_reaches_attention_and_costs_little(monkeypatch):
 
 
 def test_a_compiled_model_is_one_graph_and_learns_the_same(monkeypatch):
-    """Without a compiler behind it, which is slow and need not be there."""
+    """Without a compiler behind it, which is slow and need not be there. Its loss is in one part."""
     compiled = torch.compile
 
     def traced(net):
@@ -256,8 +256,14 @@ def test_a_compiled_model_is_one_graph_and_learns_the_same(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", traced)
     monkeypatch.setattr(model, "LOGITS", 50 * 48)               # of 8 x 16 x 48: in parts
+    parts, again = [], model.again_in_backward
+    monkeypatch.setattr(model, "again_in_backward", lambda *some: parts.append(1) or again(*some))
     plain, fast = (trainer(steps=5, compile=on) for on in (False, True))
-    losses = [t.answer(aioli.Train(HALF, 5))["loss"] for t in (plain, fast)]
+    fast.validate = lambda run: np.zeros(2)                     # which is not compiled
+    fast.answer(aioli.Train(HALF, 1))
+    assert not parts
+    del fast.validate
+    losses = [t.answer(aioli.Train(HALF, n))["loss"] for t, n in ((plain, 5), (fast, 4))]
     assert fast.run("main").forward is not fast.run("main").model
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
