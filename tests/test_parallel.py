@@ -248,7 +248,7 @@ def test_half_precision_reaches_attention_and_costs_little(monkeypatch):
 
 
 def test_a_compiled_model_is_one_graph_and_learns_the_same(monkeypatch):
-    """Without a compiler behind it, which is slow and need not be there. Its loss is in one part."""
+    """Without a compiler behind it, slow and perhaps not there. The loss is in one part."""
     compiled = torch.compile
 
     def traced(net):
