@@ -22,6 +22,7 @@ import difflib
 import functools
 import hashlib
 import inspect
+import io
 import json
 import math
 import os
@@ -702,7 +703,7 @@ def read_history(path):
 
 
 def write(path, content):
-    """Text, or a state for torch to load; the file is whole, and on the disk, or as it was.
+    """Text, bytes, or a state for torch to load; the file is whole, and on the disk, or as it was.
 
     Only the first process of several writes."""
     if rank():
@@ -711,10 +712,10 @@ def write(path, content):
     part.unlink(missing_ok=True)                                    # of a process that was killed
     try:
         with open(part, "xb") as file:                              # x: new, so through no link
-            if isinstance(content, str):
-                file.write(content.encode())
-            else:
+            if isinstance(content, dict):
                 torch.save(content, file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -1274,33 +1275,22 @@ class Progress:
 
     def __init__(self, config, groups):
         self.batch_tokens = config.batch * model.PRESETS[config.preset].window
-        self.groups = groups
+        self.groups = [name[:14] for name in plain_names(groups)]
         self.live = sys.stdout.isatty()
         self.began = time.perf_counter()
-        self.next, self.steps = 0.0, 0
+        self.shown, self.steps = 0.0, 0
         self.where, self.p = "", None
 
     def step(self, request, run, loss):
-        """After a step: the line, if it is due."""
+        """After a step: the line, five times a second in a terminal, else ten times a run."""
         self.steps += 1
-        self.where = f"{request.on} {run.step}/{run.total_steps}"
-        if not self.is_due(run):
-            return
-        line = self.line(request, run, loss)
-        if self.live:
-            print(f"\r{line[:shutil.get_terminal_size().columns - 1]}\033[K", end="", flush=True)
-        else:
-            print(line, flush=True)
-
-    def is_due(self, run):
-        """Five times a second in a terminal, else ten times a run."""
-        if not self.live:
-            return 10 * run.step // run.total_steps > 10 * (run.step - 1) // run.total_steps
-        now = time.perf_counter()
-        if now < self.next:
-            return False
-        self.next = now + 0.2
-        return True
+        self.where = f"{run.name} {run.step}/{run.total_steps}"
+        if self.live and time.perf_counter() > self.shown + 0.2:
+            line = self.line(request, run, loss)[:shutil.get_terminal_size().columns - 1]
+            print(f"\r{line}\033[K", end="", flush=True)
+            self.shown = time.perf_counter()
+        elif not self.live and 10 * run.step % run.total_steps < 10:
+            print(self.line(request, run, loss), flush=True)
 
     def line(self, request, run, loss):
         """Step, loss, speed, time left, mixture."""
@@ -1316,16 +1306,14 @@ class Progress:
         request = row.request
         if not isinstance(request, aioli.Train) or request.probe:
             return
-        is_new = self.p is not None and not np.array_equal(request.p, self.p)
-        if self.live and is_new:
+        if self.live and self.p is not None and not np.array_equal(request.p, self.p):
             print(f"\r{self.where}  mixture now {self.mixture(request.p)}  "
                   f"mean validation loss {row.reply.mean():.4f}\033[K")
         self.p = request.p
 
     def mixture(self, p):
         shares = [f"{share:.3f}".removeprefix("0") for share in p]
-        names = [group[:14] for group in plain_names(self.groups)]
-        return "  ".join(map(" ".join, zip(names, shares, strict=True)))
+        return "  ".join(map(" ".join, zip(self.groups, shares, strict=True)))
 
 
 # --- The result.
@@ -1455,21 +1443,19 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 def pyplot():
     """matplotlib's pyplot, drawing to files, or None after a line that says how to get it."""
     try:
-        import matplotlib
-        matplotlib.use("Agg")
         import matplotlib.pyplot as plt
-        return plt
     except ImportError:
         print("for pictures: pip install matplotlib")
         return None
+    plt.switch_backend("Agg")
+    return plt
 
 
 def save_figure(figure, path):
-    """Write a picture, whole, and free its memory."""
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    figure.savefig(part, format=path.suffix[1:], dpi=130)
-    part.replace(path)
+    """Write a picture, and free its memory."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=130)
+    write(path, content.getvalue())
     pyplot().close(figure)
 
 
@@ -1478,19 +1464,16 @@ def picture(result, history, path):
     plt = pyplot()
     if plt is None:
         return
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
-    rows = history.trained()
-    at = np.cumsum([row.request.steps for row in rows]).tolist()
-    measured = [[step, row.reply.tolist()] for step, row in zip(at, rows, strict=True)]
-    points = sorted(measured + result["curve"])
-    mixtures = [*result["mixtures"], [result["steps"], result["final_mixture"]]]
+    at = np.cumsum([row.request.steps for row in history.trained()])
+    measured = [*zip(at.tolist(), history.losses().tolist()), *map(tuple, result["curve"])]
+    mixtures = [*result["mixtures"], (result["steps"], result["final_mixture"])]
+    shares = [list(mixture.values()) for _, mixture in mixtures]    # (n, m)
 
-    for j, group in enumerate(result["groups"]):
-        colour = COLOURS[j % len(COLOURS)]
-        steps, shares = [step for step, _ in mixtures], [mixture[group] for _, mixture in mixtures]
-        top.step(steps, shares, where="post", label=group, color=colour)
-        steps, losses = [step for step, _ in points], [loss[j] for _, loss in points]
-        bottom.plot(steps, losses, label=group, color=colour)
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+    for axis in (top, bottom):
+        axis.set_prop_cycle(color=COLOURS)
+    top.step([step for step, _ in mixtures], shares, where="post", label=result["groups"])
+    bottom.plot(*zip(*sorted(measured)))
 
     title = f"{result['method']}, seed {result['seed']}"
     top.set(ylabel="mixture (share of windows)", ylim=(0, None), title=title)
