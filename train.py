@@ -655,22 +655,16 @@ def steps_taken(history):
 def row_line(row, at):
     """A row as a line of history.jsonl; at: its run's step count after it."""
     request = row.request
-    line = dict(verb=type(request).__name__, **request._asdict(), at=at)
-    line.update(row._asdict())
-    line = {name: plain(value) for name, value in line.items()
-            if name != "request" and value is not None}
-    return json.dumps(line, allow_nan=False) + "\n"
+    line = dict(verb=type(request).__name__, **request._asdict(), at=at, **row._asdict())
+    del line["request"]
+    line = {name: value for name, value in line.items() if value is not None}
+    return json.dumps(plain(line), allow_nan=False) + "\n"
 
 
 def plain(value):
     """numpy, in dicts and lists too, as what JSON can hold; null for what is no finite number."""
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    text = json.dumps(value, default=lambda array: array.tolist())
+    return json.loads(text, parse_constant=lambda name: None)       # NaN, Infinity
 
 
 VERBS = {verb.__name__: verb for verb in (aioli.Train, aioli.Peek, aioli.Update)}
@@ -680,17 +674,18 @@ def from_line(line):
     """The Row that a line of history.jsonl tells of."""
     saved = json.loads(line)
     kind = VERBS[saved["verb"]]
-    asked = {name: saved[name] for name in kind._fields if name in saved}
-    arrays = {name: np.array(asked[name], float) for name in ("p", "w", "A") if name in asked}
-    request = kind(**{**asked, **arrays})
+    for name in ("p", "w", "A", "share"):
+        if name in saved:
+            saved[name] = np.array(saved[name], float)
+    request = kind(**{name: saved[name] for name in kind._fields if name in saved})
 
     reply = saved.get("reply")
     if isinstance(reply, dict):
         reply = {name: np.array(signal, float) for name, signal in reply.items()}   # null is NaN
     elif reply is not None:
         reply = np.array(reply, float)
-    share, windows = np.array(saved["share"], float), np.array(saved["windows"])
-    return aioli.Row(request, reply, share, windows, saved["lr"], saved["seconds"])
+    windows = np.array(saved["windows"])
+    return aioli.Row(request, reply, saved["share"], windows, saved["lr"], saved["seconds"])
 
 
 def read_history(path):
@@ -931,10 +926,9 @@ class Keeper:
 
 # --- Whether two runs are alike.
 
-# flags that say where the text is; the digest of its tokens decides whether it is the same
-OF_TEXT = ("data", "text_field", "group_field", "document_mark")
-# flags that change no number
-IDLE = (*OF_TEXT, "out", "cache", "past", "resume", "save_every", "max_epochs", "eval_every")
+# flags that change no number; the first four say where the text is, which its digest compares
+IDLE = ("data", "text_field", "group_field", "document_mark", "out", "cache", "past", "resume",
+        "save_every", "max_epochs", "eval_every")
 # flags that may change from one part of an interrupted run to the next
 MAY_CHANGE = (*IDLE, "threads", "device", "compile", "micro_batch")
 # flags that the scratch runs of --past do not depend on
@@ -959,11 +953,11 @@ def flags_of(config, settings, text):
 def difference(theirs, ours, free):
     """The first of our flags, not in `free`, in which another run differs -> "--lr 0.004, not
     0.008" (ours), or "other text", or "". theirs, ours: as flags_of gives them."""
-    theirs, ours = json.loads(json.dumps([theirs, ours]))           # tuples are lists there
+    theirs, ours = plain([theirs, ours])                            # tuples are lists there
     for name, value in ours.items():
-        if name in free or theirs.get(name) == value:
-            continue
-        return "other text" if name == "text" else f"{flag(name)} {theirs.get(name)}, not {value}"
+        if name not in free and theirs.get(name) != value:
+            word = f"{flag(name)} {theirs.get(name)}, not {value}"
+            return "other text" if name == "text" else word
     return ""
 
 
@@ -1392,38 +1386,35 @@ def against_uniform(config, result, out):
     """The closing line: how uniform sampling does at the same, or which command tells."""
     if config.method == "stratified" and not config.prior:
         return
-    uniform, folder = uniform_result(config, result, out)
-    if uniform is None:
-        print(f"for comparison, uniform sampling: {uniform_command(config)}")
+    usual = {name: getattr(Config, name) for name in (*OF_MIXTURE, "out", "resume")}
+    uniform = dataclasses.replace(config, **{**usual, "method": "stratified"})
+    found, folder = finished_like(flags_of(uniform, {}, result["text"]), out)
+    if found is None:
+        command = shlex.join(["python", "train.py", *flags_given(uniform)])
+        print(f"for comparison, uniform sampling: {command}")
         return
-    ours, theirs = result["avg_test_ppl"], uniform["avg_test_ppl"]
+    ours, theirs = result["avg_test_ppl"], found["avg_test_ppl"]
     print(f"uniform sampling: average test perplexity {theirs:.3f}   "
           f"this run: {ours - theirs:+.3f} ({ours / theirs - 1:+.1%})   ({folder})")
 
 
-def uniform_result(config, result, out):
-    """A finished stratified run with this run's text, seed and flags, beside it or in out/ -> its
-    result and its folder; None, None if there is none that can be read."""
-    usual = {name: getattr(Config, name) for name in OF_MIXTURE}
-    uniform = dataclasses.replace(config, **{**usual, "method": "stratified"})
-    ours = flags_of(uniform, {}, result["text"])
-    names = [folder_name(uniform, {}, result["groups"]),
-             f"stratified-{'+'.join(result['groups'])}-s{config.seed}"]     # a comparison's
-    for folder in (place / name for place in (out.parent, Path("out")) for name in names):
-        with suppress(ValueError):                                  # not there, or damaged
-            found = read_result(folder / "result.json")
-            theirs = flags_of(found["config"], {}, found.get("text"))
-            if not difference(theirs, ours, (*MAY_CHANGE, "groups")):
-                return found, folder
+def finished_like(flags, out):
+    """A finished stratified run with these flags, beside `out` or in out/ -> its result and its
+    folder; None, None if there is none that can be read."""
+    for place in (out.parent, Path("out")):
+        for path in sorted(place.glob("stratified-*/result.json")):
+            with suppress(ValueError):                              # damaged
+                found = read_result(path)
+                theirs = flags_of(found["config"], {}, found["text"])
+                if not difference(theirs, flags, (*MAY_CHANGE, "groups")):
+                    return found, path.parent
     return None, None
 
 
-def uniform_command(config):
-    """The command line of the run that uniform_result looks for."""
-    left_out = (*OF_MIXTURE, "out", "resume")
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
-              if field.name not in left_out and getattr(config, field.name) != field.default}
-    return shlex.join(["python", "train.py", "--method", "stratified", *as_flags(values)])
+def flags_given(config, left_out=()):
+    """The flags of a Config that are not the default, as words of a command line."""
+    return as_flags({name: value for name, value in vars(config).items()
+                     if name not in left_out and value != getattr(Config, name)})
 
 
 def as_flags(values):
