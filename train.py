@@ -268,7 +268,6 @@ class Trainer:
         self.done = None            # steps of the Train request in progress
         self.curve = []             # [step, losses] of the main run, between its requests' ends
         self.eval_seconds = 0.0
-        self.stopping = False
         self.unseen = []            # numbers of the last steps, on a GPU not looked at yet
         self.finite = {}            # (run, what): the last numbers that were finite, their step
 
@@ -276,9 +275,7 @@ class Trainer:
         """Called after every optimiser step; `train` puts its progress line here."""
 
     def on_whole(self):
-        """Called wherever the state is whole; `train` keeps checkpoints here. Raises Stop."""
-        if self.agreed(self.stopping).any():
-            raise Stop
+        """Called wherever the state is whole; `train` keeps checkpoints here, and stops."""
 
     def fixed_windows(self, tokens, count, seed):
         """The same windows of every group at each call: x, y (m count, T), group (m count,)."""
@@ -304,20 +301,6 @@ class Trainer:
         if (run.step == run.total_steps or run.diverged) and run.name != "main":
             run.optimizer, run.forward, self.gradients = None, run.model, None
             run.model.to("cpu")
-
-    def reduce(self, tensor):
-        """Sum a tensor over all processes, in place -> the tensor."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def summed(self, numbers):
-        """The sum over all processes of numbers that are on the CPU, an array."""
-        return self.reduce(torch.from_numpy(np.array(numbers, float))).numpy()
-
-    def agreed(self, *wishes):
-        """Which of these booleans is true in any process, an array: all act on it alike."""
-        return self.summed(wishes) > 0
 
     def lr(self, run):
         """Of the step to come: linear warm-up, then by --schedule to final_lr * lr at the end."""
@@ -357,7 +340,7 @@ class Trainer:
     def reduce_gradient(self, run):
         """Sum the gradient in place over all processes."""
         if self.world > 1:
-            run.set_gradient(self.reduce(run.gradient()))
+            run.set_gradient(reduce(run.gradient()))
 
     def per_token(self, forward, x, y):
         """Loss of each token of some windows, (B, T). Of several micro-batches only this is kept,
@@ -427,7 +410,7 @@ class Trainer:
         with self.cast:
             parts = zip(x.split(rows), y.split(rows), strict=True)
             loss = torch.cat([run.model(*part) for part in parts])
-        mean = self.summed(np.bincount(group, loss.cpu().numpy(), self.m)) / count
+        mean = summed(np.bincount(group, loss.cpu().numpy(), self.m)) / count
         self.eval_seconds += time.perf_counter() - began
         self.require_finite(run, run.step, "validation loss", mean, limit=LARGEST_LOSS)
         return mean
@@ -470,7 +453,7 @@ class Trainer:
         while self.done < request.steps:
             self.on_whole()
             x, y, group = self.batch(run)
-            losses = self.reduce(self.backward(run, x, y))          # (B,)
+            losses = reduce(self.backward(run, x, y))          # (B,)
             self.watch(run, "training loss", losses, group, LARGEST_LOSS)
             self.reduce_gradient(run)
             self.apply(run)
@@ -510,7 +493,7 @@ class Trainer:
             gap = loss - self.per_token(self.run(against).model, x, y)
             excess = gap.clamp(min=0).mean(1)                       # (B,)
 
-        total = self.summed(np.bincount(group, excess.cpu().numpy(), self.m))
+        total = summed(np.bincount(group, excess.cpu().numpy(), self.m))
         signals = dict(excess=total / np.where(counts, counts, np.nan))
         rows = [np.flatnonzero(group == j) for j in range(self.m)]
         losses = [loss[rows[j]].mean() * (len(rows[j]) / counts[j]) if len(rows[j]) else None
@@ -538,7 +521,7 @@ class Trainer:
         for i, rows in enumerate(aims):
             self.gradient(run, val_x[rows], val_y[rows], of_targets[i])
 
-        self.reduce(self.gradients)
+        reduce(self.gradients)
         A, norm = of_targets @ of_batch.T, of_batch.norm(dim=1)     # (m, m), (m,)
         signals = dict(A=A.cpu().double().numpy(), norm=norm.cpu().double().numpy(),
                        target_norm=float(of_targets.mean(0).norm()))
@@ -644,10 +627,10 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
         reply = history.reply
 
 
-def steps_taken(history):
+def steps_taken(rows):
     """{run: optimiser steps}, of the main run and of all scratch runs."""
     taken = Counter()
-    for row in history.rows:
+    for row in rows:
         taken[row.request.on] += steps_of(row.request)
     return taken
 
@@ -784,21 +767,19 @@ def claimed(folder):
 
 class Keeper:
     """What a run leaves on disk as it goes: history.jsonl, a line a row, and checkpoint.pt, which
-    says how many of these lines belong to it. So a run that is killed loses what came after its
-    last checkpoint, and nothing else; what it then trains again has the same numbers."""
+    has these lines, too. So a run that is killed loses what came after its last checkpoint, and
+    nothing else; what it then trains again has the same numbers."""
 
     def __init__(self, out, trainer, history, flags, save_every, known=()):
         self.out, self.checkpoint = out, out / "checkpoint.pt"
-        self.lines = out / "history.jsonl"
         self.trainer, self.history, self.flags = trainer, history, flags
         self.save_every = save_every
-        self.rows, self.at = 0, Counter()       # in history.jsonl; steps of each run there
+        self.known = known                      # rows taken over from another run
+        self.lines, self.at = [], Counter()     # of history.jsonl; steps of each run there
         self.began = self.saved = time.perf_counter()
         self.saved_at = 0                       # steps of all runs at the last checkpoint
         self.patience = 10.0                    # seconds to the next one
-        self.has_begun = False                  # whether history.jsonl is this run's
-        self.scratch_ended = False
-        self.known = known                      # rows taken over from another run
+        self.scratch_ended = self.stopping = False
 
     @property
     def wall(self):
@@ -819,8 +800,7 @@ class Keeper:
             for name in ("result.json", "history.jsonl", "model.pt"):
                 if (self.out / name).exists():
                     (self.out / name).replace(before / name)
-        write(self.lines, "")
-        self.has_begun = True
+        self.write_lines()
 
     def resume(self):
         """Bring the trainer to where the last checkpoint was made -> the rows so far. ValueError.
@@ -841,22 +821,13 @@ class Keeper:
                              "another --out")
         with reading(self.checkpoint, "a checkpoint of this run"):
             self.trainer.load(saved["trainer"])
-            self.rows = saved["rows"]
+            past = [from_line(line) for line in saved["rows"]]
+            self.lines, self.at = saved["rows"], steps_taken(past)
             self.began -= saved["wall"]
-            if not (self.rows >= 0 and 0 <= saved["wall"] < math.inf):
+            if not 0 <= saved["wall"] < math.inf:
                 raise ValueError("its numbers cannot be")
-
-        advice = f"delete {self.checkpoint}, too, and begin again"
-        with reading(self.lines, "the history of this run's checkpoint", advice):
-            lines = self.lines.read_text("utf-8").splitlines(keepends=True)[:self.rows]
-            past = [from_line(line) for line in lines]
-            if len(past) < self.rows:
-                raise ValueError(f"{len(past)} of {self.rows} lines")
-        write(self.lines, "".join(lines))
-        self.has_begun = True
+        self.write_lines()
         self.saved_at = self.steps()
-        for row in past:
-            self.at[row.request.on] += steps_of(row.request)
         return past
 
     def steps(self):
@@ -869,24 +840,32 @@ class Keeper:
         if isinstance(row.request, aioli.Train) and row.request.on != "main":
             self.scratch_ended = True
 
-    def add_rows(self, sync=False):
-        """Write the rows that history.jsonl does not have; sync: see them on the disk."""
+    def add_rows(self):
+        """Write the rows that history.jsonl does not have."""
         if rank():
             return
-        if not self.has_begun:
+        written = len(self.lines)
+        if not written:
             self.set_aside()
-        with open(self.lines, "a", encoding="utf-8") as file:
-            for row in self.history.rows[self.rows:]:
-                self.at[row.request.on] += steps_of(row.request)
-                file.write(row_line(row, self.at[row.request.on]))
-                self.rows += 1
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        for row in self.history.rows[written:]:
+            self.at[row.request.on] += steps_of(row.request)
+            self.lines.append(row_line(row, self.at[row.request.on]))
+        with open(self.out / "history.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(self.lines[written:])
+
+    def write_lines(self):
+        """Write history.jsonl anew."""
+        write(self.out / "history.jsonl", "".join(self.lines))
+
+    def interrupt(self, number, _):
+        """A signal to end: stop where the state is whole next; at once after a second Ctrl-C."""
+        if self.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopping = True
 
     def whole(self):
         """Where the state is whole: keep it when it is time to, and stop if asked. Raises Stop."""
-        stopping, due = self.trainer.agreed(self.trainer.stopping, not rank() and self.is_due())
+        stopping, due = in_any_process(self.stopping, not rank() and self.is_due())
         if stopping or due:
             self.save()
         if stopping:
@@ -906,8 +885,8 @@ class Keeper:
         """Make a checkpoint."""
         began = time.perf_counter()
         self.trainer.look()                     # none of a run that diverged
-        self.add_rows(sync=True)
-        write(self.checkpoint, dict(trainer=self.trainer.state(), rows=self.rows, wall=self.wall,
+        self.add_rows()
+        write(self.checkpoint, dict(trainer=self.trainer.state(), rows=self.lines, wall=self.wall,
                                     flags=self.flags))
         self.saved, self.saved_at = time.perf_counter(), self.steps()
         self.patience = max(10.0, 50 * (self.saved - began))
@@ -915,7 +894,8 @@ class Keeper:
 
     def finish(self, result):
         """Keep the model, and the result, whose file says that the run is whole."""
-        self.add_rows(sync=True)
+        self.add_rows()
+        self.write_lines()
         main = self.trainer.run("main").model
         write(self.out / "model.pt", dict(shape=dataclasses.asdict(main.shape),
                                           weights=main.state_dict()))
@@ -1148,7 +1128,7 @@ def train_in(out, config, settings, corpus):
         keeper.row(row)
         progress.row(row)
 
-    with interrupts_wait(trainer):
+    with handling(keeper.interrupt):
         with no_denormals():
             drive(method, trainer, history, past, known, on_row)
         wall = keeper.wall
@@ -1184,7 +1164,7 @@ def announce(trainer):
 
 def check_steps(config, history):
     """Raise ValueError if the method did not train the main run for --steps steps."""
-    trained = steps_taken(history)["main"]
+    trained = steps_taken(history.rows)["main"]
     if trained != config.steps:
         raise ValueError(f"{config.method} trained the main run for {trained} steps; its Train "
                          f"requests have to add up to --steps {config.steps}")
@@ -1253,16 +1233,6 @@ def handling(handler):
             signal.signal(number, handler_before)
 
 
-def interrupts_wait(trainer):
-    """Signals to end stop the trainer at its next whole state; a second Ctrl-C, at once."""
-    def stop(number, _):
-        if trainer.stopping and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        trainer.stopping = True
-
-    return handling(stop)
-
-
 class Progress:
     """While training: in a terminal one line that updates itself and one per new mixture, else a
     line every tenth of each run."""
@@ -1321,7 +1291,7 @@ def summarise(config, settings, trainer, history, wall):
 
     rows = [row for row in history.trained() if row.request.steps]
     probes = [row.request.steps for row in rows if row.request.probe]
-    steps = steps_taken(history)
+    steps = steps_taken(history.rows)
     window = config.batch * trainer.shape.window                    # tokens of a step
     training_seconds = max(wall - trainer.eval_seconds, 1e-9)
     speed = sum(steps.values()) * window / training_seconds         # tokens per second
@@ -1500,10 +1470,26 @@ def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def reduce(tensor):
+    """Sum a tensor over all processes, in place -> the tensor."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def summed(numbers):
+    """The sum over all processes of numbers that are on the CPU, an array."""
+    return reduce(torch.from_numpy(np.array(numbers, float))).numpy()
+
+
+def in_any_process(*wishes):
+    """Which of these booleans is true in any process: all act on it alike."""
+    return summed(wishes) > 0 if dist.is_initialized() else wishes
+
+
 def wait():
     """Until all processes are here."""
-    if dist.is_initialized():
-        dist.all_reduce(torch.zeros(1))
+    reduce(torch.zeros(1))
 
 
 def first_alone(work):
