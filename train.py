@@ -211,6 +211,11 @@ class Run:
         for weight, part in zip(weights, parts, strict=True):
             weight.grad = part.view_as(weight)
 
+    def put_aside(self):
+        """Free what it takes on the device, at its end; it may still be validated."""
+        self.optimizer, self.forward = None, self.model
+        self.model.to("cpu")
+
     def state(self):
         """All that the run's future depends on, for torch.save."""
         optimizer = self.optimizer.state_dict() if self.optimizer else None
@@ -225,8 +230,7 @@ class Run:
         if state["optimizer"]:
             self.optimizer.load_state_dict(state["optimizer"])
         else:
-            self.optimizer = None
-            self.model.to("cpu")                    # as put_aside left it
+            self.put_aside()
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.diverged = state["step"], state["diverged"]
 
@@ -297,10 +301,10 @@ class Trainer:
         return run
 
     def put_aside(self, run):
-        """Free what a scratch run takes on the device, at its end; it may still be validated."""
+        """Put a scratch run aside if it is at its end."""
         if (run.step == run.total_steps or run.diverged) and run.name != "main":
-            run.optimizer, run.forward, self.gradients = None, run.model, None
-            run.model.to("cpu")
+            run.put_aside()
+            self.gradients = None
 
     def lr(self, run):
         """Of the step to come: linear warm-up, then by --schedule to final_lr * lr at the end."""
@@ -383,18 +387,14 @@ class Trainer:
         if not is_bad.any():
             self.finite[run.name, what] = values, step
             return
-        names = ""
+        before, at = self.finite.get((run.name, what), (math.nan, None))
+        last = "none" if at is None else f"{np.mean(before):.4g} at step {at}"
         if np.ndim(values):
-            groups = np.arange(self.m) if group is None else np.asarray(group)
-            bad = dict.fromkeys(groups[is_bad.reshape(-1, len(groups)).any(0)].tolist())
-            names = " of " + ", ".join(self.corpus.groups[j] for j in sorted(bad))
+            group = np.broadcast_to(np.arange(self.m) if group is None else group, is_bad.shape)
+            what += " of " + ", ".join(self.corpus.groups[j] for j in np.unique(group[is_bad]))
         value = np.extract(is_bad, values)[0]
-        last = "none"
-        if (run.name, what) in self.finite:
-            before, at = self.finite[run.name, what]
-            last = f"{np.mean(before):.4g} at step {at}"
-        raise Diverged(f"run {run.name}, step {step}: the {what}{names} is {value:.4g} (the last "
-                       f"good one: {last}); a lower --lr may help")
+        raise Diverged(f"run {run.name}, step {step}: the {what} is {value:.4g} (the last good "
+                       f"one: {last}); a lower --lr may help")
 
     @torch.no_grad()
     def validate(self, run, windows=None):
@@ -611,14 +611,15 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
         except StopIteration as end:
             return end.value
 
-        if past:
-            if not same_request(request, past[0].request):
+        row = None
+        if known and same_request(request, known[0].request):
+            row = known.pop(0)
+        if past:                                                    # which has what was known then
+            row = past.pop(0)
+            if not same_request(request, row.request):
                 raise ValueError("the checkpoint is of another run; use another --out")
-            history.rows.append(past.pop(0))
-            if known and same_request(request, known[0].request):
-                known.pop(0)                                        # it was taken then
-        elif known and same_request(request, known[0].request):
-            history.rows.append(known.pop(0))
+        if row:
+            history.rows.append(row)
         else:
             began = time.perf_counter()
             measured = trainer.answer(request)
@@ -1095,22 +1096,19 @@ def train(config, settings, corpus=None):
     for path in out.iterdir():
         if path.is_dir() != (path.name == "before") and path.name.split(".")[0] in OURS:
             raise ValueError(f"{path} is in the way; take it away, or use another --out")
-    if rank():
-        return train_in(out, config, settings, corpus)
-    with claimed(out):
+    with nullcontext() if rank() else claimed(out):
         write(out / "try", "")                  # that it can be written to shows before training
-        (out / "try").unlink()
-        return train_in(out, config, settings, corpus)
+        (out / "try").unlink(missing_ok=True)
+        flags, finished = flags_of(config, settings, corpus.digest), out / "result.json"
+        refuse_other_run(out, config, flags)
+        if config.resume and finished.exists() and not (out / "checkpoint.pt").exists():
+            print(f"nothing to do: {out} has this run, finished")
+            return read_result(finished)
+        return train_in(out, config, settings, corpus, flags)
 
 
-def train_in(out, config, settings, corpus):
-    """As train(), in this folder."""
-    flags = flags_of(config, settings, corpus.digest)
-    refuse_other_run(out, config, flags)
-    finished = out / "result.json"
-    if config.resume and finished.exists() and not (out / "checkpoint.pt").exists():
-        print(f"nothing to do: {out} has this run, finished")
-        return read_result(finished)
+def train_in(out, config, settings, corpus, flags):
+    """As train(), in this folder; flags: all that decides the run, as flags_of gives it."""
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
@@ -1509,6 +1507,7 @@ def first_alone(work):
 COMPARE, FIDELITY, LAWS = (f"python -m paper.{name}" for name in ("compare", "fidelity", "laws"))
 MOVED = {"--quick": COMPARE, "--seeds": COMPARE, "--controls": COMPARE, "--jobs": COMPARE,
          "--fidelity": FIDELITY, "--fork": FIDELITY, "--table": FIDELITY, "--holdout": LAWS}
+SEVERAL = dict(method="all|.*[,:].*", prior="all|.*,.*", groups="sets")     # values
 
 
 class Parser(argparse.ArgumentParser):
@@ -1560,21 +1559,29 @@ def settings_of(method):
             if parameter.default is not parameter.empty and parameter.default is not None}
 
 
+def method_of(argv):
+    """The method that a command line names. Raises ValueError for what takes a comparison."""
+    first = Parser(add_help=False, allow_abbrev=False)
+    for name in SEVERAL:
+        first.add_argument(flag(name), default=getattr(Config, name))
+    asked = vars(first.parse_known_args(argv)[0])
+    for name, pattern in SEVERAL.items():
+        if re.fullmatch(pattern, asked[name]):
+            raise ValueError(f"{flag(name)} {asked[name]} is for a comparison; use {COMPARE}")
+
+    return asked["method"]
+
+
 def parse(argv):
     """Command line -> Config, settings of the method. Raises ValueError naming the nearest flag."""
-    first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method", default=Config.method)
-    name = first.parse_known_args(argv)[0].method
-    refuse_several("method", name, separators=",:")
+    name, fields = method_of(argv), vars(Config())
     method = pick("method", name, aioli.METHODS)
-
-    fields = {field.name: field.default for field in dataclasses.fields(Config)}
     settings = settings_of(method)
-    for setting in settings:
+    for setting, default in settings.items():
         if setting in (*fields, "text", "help"):
             raise ValueError(f"{name}'s setting {setting!r} is the name of a flag of every run; "
                              "call it something else")
-        if settings[setting] is True or not isinstance(settings[setting], (str, int, float)):
+        if default is True or not isinstance(default, (str, int, float)):
             raise ValueError(f"{name}'s setting {setting!r} can be no flag; let its default be a "
                              "number, text or False")
 
@@ -1595,12 +1602,6 @@ def parse(argv):
     return Config(**{field: given[field] for field in fields}), settings
 
 
-def refuse_several(name, value, separators=","):
-    """A list of methods, or a method with settings in its name, is a comparison. ValueError."""
-    if value == "all" or any(separator in value for separator in separators):
-        raise ValueError(f"{flag(name)} {value} is for a comparison; use {COMPARE}")
-
-
 def refuse_unknown(word, method, flags):
     """A word of the command line that no flag took. Raises ValueError."""
     word = word.split("=")[0]
@@ -1614,9 +1615,6 @@ def refuse_unknown(word, method, flags):
 
 def refuse_idle(given):
     """Flags that would change nothing in this run, given {name: value}. Raises ValueError."""
-    refuse_several("prior", given["prior"])
-    if given["groups"] == "sets":
-        raise ValueError(f"--groups sets is for a comparison; use {COMPARE}")
     if given["runs"] and given["steps"] == 0:
         raise ValueError(f"--steps 0 trains nothing; to fit a law to finished runs, use {LAWS}")
 
@@ -1631,37 +1629,25 @@ def refuse_idle(given):
                          "use grid, dml or power")
 
 
-def where(error):
-    """File, line and function of an error that no `raise` of ours made; "" for the others."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    if frame.line.startswith("raise "):
-        return ""
-    return f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
-
-
 class Unbroken:
     """A stream of text that ends no run: its reader may go away, or know few letters."""
 
     def __init__(self, stream):
         self.stream = stream or open(os.devnull, "w")               # None: closed at the start
+        self.isatty = self.stream.isatty
         if hasattr(self.stream, "reconfigure"):
             self.stream.reconfigure(errors="replace")
 
     def write(self, text):
-        self.attempt(self.stream.write, text)
-
-    def flush(self):
-        self.attempt(self.stream.flush)
-
-    def isatty(self):
-        return self.stream.isatty()
-
-    def attempt(self, action, *arguments):
-        """Do it, or from now on write to nowhere."""
+        """Write and flush, or from now on write to nowhere."""
         try:
-            action(*arguments)
+            self.stream.write(text)
+            self.stream.flush()
         except OSError:                                             # what is left would fail, too
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def flush(self):
+        """Nothing waits."""
 
 
 def exit_code(name, command):
@@ -1690,7 +1676,10 @@ def in_a_line(error):
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "the memory is full; lower --steps or --batch"
     kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-    return f"{kind}{error}{where(error)}".replace("\n", " ")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
+    ours = frame.line.startswith("raise ")
+    return f"{kind}{error}{'' if ours else where}".replace("\n", " ")
 
 
 def main(argv=None):
