@@ -825,8 +825,6 @@ class Keeper:
             past = [from_line(line) for line in saved["rows"]]
             self.lines, self.at = saved["rows"], steps_taken(past)
             self.began -= saved["wall"]
-            if not 0 <= saved["wall"] < math.inf:
-                raise ValueError("its numbers cannot be")
         self.write_lines()
         self.saved_at = self.steps()
         return past
@@ -1319,13 +1317,12 @@ def named(groups, values):
 
 def mixtures_of(history, groups):
     """[step, {group: share}] of each mixture of the main run, probes left out."""
-    mixtures, at = [], 0
-    for row in history.trained():
-        if row.request.steps and not row.request.probe:
-            mixtures.append([at, named(groups, row.request.p)])
-        at += row.request.steps
-    first = history.trained()[0].request
-    return mixtures or [[0, named(groups, first.p)]]                # every step was a probe
+    asked = [row.request for row in history.trained()]
+    ends = np.cumsum([request.steps for request in asked]).tolist()
+    mixtures = [[end - request.steps, named(groups, request.p)]
+                for end, request in zip(ends, asked, strict=True)
+                if request.steps and not request.probe]
+    return mixtures or [[0, named(groups, asked[0].p)]]             # every step was a probe
 
 
 def versions(config):
@@ -1653,11 +1650,8 @@ class Unbroken:
 def exit_code(name, command):
     """Call `command` -> 0; 2 for bad input, 1 for a machine or a method that fails, with a line on
     stderr that begins with `name`; 130 after Ctrl-C or a signal to end. Never a traceback."""
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     out, err = Unbroken(sys.stdout), Unbroken(sys.stderr)
-    with redirect_stdout(out), redirect_stderr(err), handling(interrupt):
+    with redirect_stdout(out), redirect_stderr(err), handling(signal.default_int_handler):
         try:
             command()
         except (Stop, KeyboardInterrupt) as error:
