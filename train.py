@@ -267,7 +267,7 @@ class Trainer:
         self.targets = np.random.default_rng([config.seed, 2])      # draws what DoGE aims at
 
         self.runs = {}              # name: Run
-        self.peeked = {}            # name: what a Peek left for its Update, a part per group
+        self.peeked = {}            # name: what a Peek left for its Update, {group: part}
         self.gradients = None       # of a Peek's batch and its targets, (2, m, parameters)
         self.done = None            # steps of the Train request in progress
         self.curve = []             # [step, losses] of the main run, between its requests' ends
@@ -477,14 +477,14 @@ class Trainer:
         else:
             signals, parts = self.alignment(run, batch)
         self.peeked[request.on] = parts
-        for name, values in signals.items():                        # NaN: groups not in the batch
-            there = np.flatnonzero(counts) if np.ndim(values) else None
-            of_those = values if there is None else values[..., there]
+        there = np.flatnonzero(counts)                              # others have NaN
+        for name, values in signals.items():
+            of_those = values[..., there] if np.ndim(values) else values
             self.require_finite(run, run.step, f"signal {name}", of_those, there)
         return dict(signals=signals, windows=counts, lr=self.lr(run))
 
     def excess(self, run, against, batch, counts):
-        """Signals of a Peek against another run, and each group's loss with its graph."""
+        """Signals of a Peek against another run, and {group: its loss with its graph}."""
         if against not in self.runs:
             raise ValueError(f"a Peek against {against!r} needs that run to be trained before")
         x, y, group = (part[self.mine] for part in batch)
@@ -495,13 +495,14 @@ class Trainer:
 
         total = summed(np.bincount(group, excess.cpu().numpy(), self.m))
         signals = dict(excess=total / np.where(counts, counts, np.nan))
-        rows = [np.flatnonzero(group == j) for j in range(self.m)]
-        losses = [loss[rows[j]].mean() * (len(rows[j]) / counts[j]) if len(rows[j]) else None
-                  for j in range(self.m)]
-        return signals, losses
+        parts = {}
+        for j in np.unique(group):
+            rows = np.flatnonzero(group == j)
+            parts[j] = loss[rows].mean() * (len(rows) / counts[j])
+        return signals, parts
 
     def alignment(self, run, batch):
-        """Signals of a Peek at gradients, and each group's gradient, flat."""
+        """Signals of a Peek at gradients, and {group: its gradient, flat}."""
         if self.gradients is None:                  # kept: new ones would tear memory to pieces
             parameters = sum(weight.numel() for weight in run.model.parameters())
             self.gradients = torch.empty(2, self.m, parameters, device=self.device)
@@ -511,13 +512,11 @@ class Trainer:
         count = max(1, len(x) // self.m)
         aims = [self.targets.choice(np.flatnonzero(val_group == i), count) for i in range(self.m)]
 
-        parts = [None] * self.m
-        for j in range(self.m):
+        parts = {}
+        of_batch[np.setdiff1d(np.arange(self.m), group)] = math.nan
+        for j in np.unique(group):
             rows = np.flatnonzero(group == j)
-            if len(rows):
-                parts[j] = self.gradient(run, x[rows], y[rows], of_batch[j])
-            else:
-                of_batch[j].fill_(math.nan)
+            parts[j] = self.gradient(run, x[rows], y[rows], of_batch[j])
         for i, rows in enumerate(aims):
             self.gradient(run, val_x[rows], val_y[rows], of_targets[i])
 
@@ -540,9 +539,7 @@ class Trainer:
         if request.on not in self.peeked:
             raise ValueError(f"an Update of run {request.on} needs a Peek at it just before")
         run, parts = self.runs[request.on], self.peeked.pop(request.on)
-        total = sum(float(w) * part for w, part in zip(request.w, parts, strict=True)
-                    if part is not None)
-
+        total = sum(float(request.w[j]) * part for j, part in parts.items())
         if total.dim() == 0:                                        # a loss
             total.backward()
             self.reduce_gradient(run)
@@ -1449,9 +1446,8 @@ def processes():
         return
     dist.init_process_group(timeout=timedelta(days=1))  # the first may prepare text for long
     try:
-        with open(os.devnull, "w") as nowhere:
-            with redirect_stdout(nowhere) if rank() else nullcontext():
-                yield
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
+            yield
         wait()
     except Stop:
         wait()                      # the first still writes, and torchrun ends all with one of them

@@ -542,7 +542,7 @@ def test_gradients_are_kept_in_the_same_memory_step_after_step():
     t, places = trainer(batch=4), set()
     for _ in range(3):
         t.answer(aioli.Peek(HALF, 20, on="proxy"))
-        places.add(tuple(part.data_ptr() for part in t.peeked["proxy"]))
+        places.add(tuple(part.data_ptr() for part in t.peeked["proxy"].values()))
         t.answer(aioli.Update(HALF, on="proxy"))
     assert len(places) == 1
 
