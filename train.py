@@ -707,7 +707,7 @@ class Unreadable(ValueError):
 
 
 @contextmanager
-def reading(path, what, advice="delete it, or use another"):
+def reading(path, what):
     """Whatever goes wrong in this block is the fault of a file that is not `what`: Unreadable."""
     try:
         yield
@@ -715,8 +715,8 @@ def reading(path, what, advice="delete it, or use another"):
         raise
     except Exception as error:
         said = (str(error).splitlines() or [""])[0][:200]
-        raise Unreadable(f"{path} is not {what} ({type(error).__name__}: {said}); "
-                         f"{advice}") from None
+        raise Unreadable(f"{path} is not {what} ({type(error).__name__}: {said}); delete it, or "
+                         "use another") from None
 
 
 def is_undamaged(path):
@@ -900,7 +900,7 @@ class Keeper:
             self.checkpoint.unlink(missing_ok=True)
 
 
-# --- Whether two runs are alike.
+# --- Flags: as words, and whether those of two runs are alike.
 
 # flags that change no number; the first four say where the text is, which its digest compares
 IDLE = ("data", "text_field", "group_field", "document_mark", "out", "cache", "past", "resume",
@@ -916,6 +916,20 @@ OF_MIXTURE = ("method", "runs", "past", "prior", "first", "restart")
 def flag(name):
     """A field's name as it is on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def flags_given(config, left_out=()):
+    """The flags of a Config that are not the default, as words of a command line."""
+    return as_flags({name: value for name, value in vars(config).items()
+                     if name not in left_out and value != getattr(Config, name)})
+
+
+def as_flags(values):
+    """{name: value} as words of a command line."""
+    words = []
+    for name, value in values.items():
+        words += [flag(name)] if value is True else [flag(name), str(value)]
+    return words
 
 
 def flags_of(config, settings, text):
@@ -941,9 +955,8 @@ def scratch_runs(config, text):
     """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model.
 
     Not those of a model that another request goes on with: it has to be there. ValueError."""
-    with reading(f"--past {config.past}", "the history of a run", "give another"):
-        result = read_result(Path(config.past).with_name("result.json"))
-        rows = read_history(config.past)
+    result = read_result(Path(config.past).parent / "result.json")
+    rows = read_history(config.past)
     theirs = flags_of(result["config"], {}, result["text"])
     other = difference(theirs, flags_of(config, {}, text), NOT_OF_SCRATCH_RUNS)
     if other:
@@ -1373,20 +1386,6 @@ def finished_like(flags, out):
     return None, None
 
 
-def flags_given(config, left_out=()):
-    """The flags of a Config that are not the default, as words of a command line."""
-    return as_flags({name: value for name, value in vars(config).items()
-                     if name not in left_out and value != getattr(Config, name)})
-
-
-def as_flags(values):
-    """{name: value} as words of a command line."""
-    words = []
-    for name, value in values.items():
-        words += [flag(name)] if value is True else [flag(name), str(value)]
-    return words
-
-
 # --- Pictures.
 
 # Okabe and Ito's, which all eyes can tell apart
@@ -1496,11 +1495,11 @@ def first_alone(work):
 
 # --- The command line: flags are made from Config and from the method's keyword arguments.
 
-# what a single run does not take, and which command does
+# what a single run does not take, flags and, as patterns, values; and which command does
 COMPARE, FIDELITY, LAWS = (f"python -m paper.{name}" for name in ("compare", "fidelity", "laws"))
 MOVED = {"--quick": COMPARE, "--seeds": COMPARE, "--controls": COMPARE, "--jobs": COMPARE,
          "--fidelity": FIDELITY, "--fork": FIDELITY, "--table": FIDELITY, "--holdout": LAWS}
-SEVERAL = dict(method="all|.*[,:].*", prior="all|.*,.*", groups="sets")     # values
+SEVERAL = dict(method="all|.*[,:].*", prior="all|.*,.*", groups="sets")
 
 
 class Parser(argparse.ArgumentParser):
@@ -1561,8 +1560,18 @@ def method_of(argv):
     for name, pattern in SEVERAL.items():
         if re.fullmatch(pattern, asked[name]):
             raise ValueError(f"{flag(name)} {asked[name]} is for a comparison; use {COMPARE}")
-
     return asked["method"]
+
+
+def check_names(method, settings):
+    """Raise ValueError for a setting of a method, {name: default}, that can be no flag."""
+    for name, default in settings.items():
+        if name in (*vars(Config()), "text", "help"):
+            raise ValueError(f"{method}'s setting {name!r} is the name of a flag of every run; "
+                             "call it something else")
+        if default is True or not isinstance(default, (str, int, float)):
+            raise ValueError(f"{method}'s setting {name!r} can be no flag; let its default be a "
+                             "number, text or False")
 
 
 def parse(argv):
@@ -1570,14 +1579,7 @@ def parse(argv):
     name, fields = method_of(argv), vars(Config())
     method = pick("method", name, aioli.METHODS)
     settings = settings_of(method)
-    for setting, default in settings.items():
-        if setting in (*fields, "text", "help"):
-            raise ValueError(f"{name}'s setting {setting!r} is the name of a flag of every run; "
-                             "call it something else")
-        if default is True or not isinstance(default, (str, int, float)):
-            raise ValueError(f"{name}'s setting {setting!r} can be no flag; let its default be a "
-                             "number, text or False")
-
+    check_names(name, settings)
     parser = Parser(prog="train.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     names = dict(method=f"how the mixture is chosen: {', '.join(aioli.METHODS)}",
