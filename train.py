@@ -453,7 +453,7 @@ class Trainer:
         while self.done < request.steps:
             self.on_whole()
             x, y, group = self.batch(run)
-            losses = reduce(self.backward(run, x, y))          # (B,)
+            losses = reduce(self.backward(run, x, y))               # (B,)
             self.watch(run, "training loss", losses, group, LARGEST_LOSS)
             self.reduce_gradient(run)
             self.apply(run)
