@@ -22,6 +22,7 @@ import difflib
 import functools
 import hashlib
 import inspect
+import io
 import json
 import math
 import os
@@ -210,6 +211,11 @@ class Run:
         for weight, part in zip(weights, parts, strict=True):
             weight.grad = part.view_as(weight)
 
+    def put_aside(self):
+        """Free what it takes on the device, at its end; it may still be validated."""
+        self.optimizer, self.forward = None, self.model
+        self.model.to("cpu")
+
     def state(self):
         """All that the run's future depends on, for torch.save."""
         optimizer = self.optimizer.state_dict() if self.optimizer else None
@@ -224,8 +230,7 @@ class Run:
         if state["optimizer"]:
             self.optimizer.load_state_dict(state["optimizer"])
         else:
-            self.optimizer = None
-            self.model.to("cpu")                    # as put_aside left it
+            self.put_aside()
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.diverged = state["step"], state["diverged"]
 
@@ -262,12 +267,11 @@ class Trainer:
         self.targets = np.random.default_rng([config.seed, 2])      # draws what DoGE aims at
 
         self.runs = {}              # name: Run
-        self.peeked = {}            # name: what a Peek left for its Update, a part per group
+        self.peeked = {}            # name: what a Peek left for its Update, {group: part}
         self.gradients = None       # of a Peek's batch and its targets, (2, m, parameters)
         self.done = None            # steps of the Train request in progress
         self.curve = []             # [step, losses] of the main run, between its requests' ends
         self.eval_seconds = 0.0
-        self.stopping = False
         self.unseen = []            # numbers of the last steps, on a GPU not looked at yet
         self.finite = {}            # (run, what): the last numbers that were finite, their step
 
@@ -275,9 +279,7 @@ class Trainer:
         """Called after every optimiser step; `train` puts its progress line here."""
 
     def on_whole(self):
-        """Called wherever the state is whole; `train` keeps checkpoints here. Raises Stop."""
-        if self.agreed(self.stopping).any():
-            raise Stop
+        """Called wherever the state is whole; `train` keeps checkpoints here, and stops."""
 
     def fixed_windows(self, tokens, count, seed):
         """The same windows of every group at each call: x, y (m count, T), group (m count,)."""
@@ -299,24 +301,10 @@ class Trainer:
         return run
 
     def put_aside(self, run):
-        """Free what a scratch run takes on the device, at its end; it may still be validated."""
+        """Put a scratch run aside if it is at its end."""
         if (run.step == run.total_steps or run.diverged) and run.name != "main":
-            run.optimizer, run.forward, self.gradients = None, run.model, None
-            run.model.to("cpu")
-
-    def reduce(self, tensor):
-        """Sum a tensor over all processes, in place -> the tensor."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def summed(self, numbers):
-        """The sum over all processes of numbers that are on the CPU, an array."""
-        return self.reduce(torch.from_numpy(np.array(numbers, float))).numpy()
-
-    def agreed(self, *wishes):
-        """Which of these booleans is true in any process, an array: all act on it alike."""
-        return self.summed(wishes) > 0
+            run.put_aside()
+            self.gradients = None
 
     def lr(self, run):
         """Of the step to come: linear warm-up, then by --schedule to final_lr * lr at the end."""
@@ -356,7 +344,7 @@ class Trainer:
     def reduce_gradient(self, run):
         """Sum the gradient in place over all processes."""
         if self.world > 1:
-            run.set_gradient(self.reduce(run.gradient()))
+            run.set_gradient(reduce(run.gradient()))
 
     def per_token(self, forward, x, y):
         """Loss of each token of some windows, (B, T). Of several micro-batches only this is kept,
@@ -399,18 +387,14 @@ class Trainer:
         if not is_bad.any():
             self.finite[run.name, what] = values, step
             return
-        names = ""
+        before, at = self.finite.get((run.name, what), (math.nan, None))
+        last = "none" if at is None else f"{np.mean(before):.4g} at step {at}"
         if np.ndim(values):
-            groups = np.arange(self.m) if group is None else np.asarray(group)
-            bad = dict.fromkeys(groups[is_bad.reshape(-1, len(groups)).any(0)].tolist())
-            names = " of " + ", ".join(self.corpus.groups[j] for j in sorted(bad))
+            group = np.broadcast_to(np.arange(self.m) if group is None else group, is_bad.shape)
+            what += " of " + ", ".join(self.corpus.groups[j] for j in np.unique(group[is_bad]))
         value = np.extract(is_bad, values)[0]
-        last = "none"
-        if (run.name, what) in self.finite:
-            before, at = self.finite[run.name, what]
-            last = f"{np.mean(before):.4g} at step {at}"
-        raise Diverged(f"run {run.name}, step {step}: the {what}{names} is {value:.4g} (the last "
-                       f"good one: {last}); a lower --lr may help")
+        raise Diverged(f"run {run.name}, step {step}: the {what} is {value:.4g} (the last good "
+                       f"one: {last}); a lower --lr may help")
 
     @torch.no_grad()
     def validate(self, run, windows=None):
@@ -426,7 +410,7 @@ class Trainer:
         with self.cast:
             parts = zip(x.split(rows), y.split(rows), strict=True)
             loss = torch.cat([run.model(*part) for part in parts])
-        mean = self.summed(np.bincount(group, loss.cpu().numpy(), self.m)) / count
+        mean = summed(np.bincount(group, loss.cpu().numpy(), self.m)) / count
         self.eval_seconds += time.perf_counter() - began
         self.require_finite(run, run.step, "validation loss", mean, limit=LARGEST_LOSS)
         return mean
@@ -469,7 +453,7 @@ class Trainer:
         while self.done < request.steps:
             self.on_whole()
             x, y, group = self.batch(run)
-            losses = self.reduce(self.backward(run, x, y))          # (B,)
+            losses = reduce(self.backward(run, x, y))               # (B,)
             self.watch(run, "training loss", losses, group, LARGEST_LOSS)
             self.reduce_gradient(run)
             self.apply(run)
@@ -493,14 +477,14 @@ class Trainer:
         else:
             signals, parts = self.alignment(run, batch)
         self.peeked[request.on] = parts
-        for name, values in signals.items():                        # NaN: groups not in the batch
-            there = np.flatnonzero(counts) if np.ndim(values) else None
-            of_those = values if there is None else values[..., there]
+        there = np.flatnonzero(counts)                              # others have NaN
+        for name, values in signals.items():
+            of_those = values[..., there] if np.ndim(values) else values
             self.require_finite(run, run.step, f"signal {name}", of_those, there)
         return dict(signals=signals, windows=counts, lr=self.lr(run))
 
     def excess(self, run, against, batch, counts):
-        """Signals of a Peek against another run, and each group's loss with its graph."""
+        """Signals of a Peek against another run, and {group: its loss with its graph}."""
         if against not in self.runs:
             raise ValueError(f"a Peek against {against!r} needs that run to be trained before")
         x, y, group = (part[self.mine] for part in batch)
@@ -509,15 +493,16 @@ class Trainer:
             gap = loss - self.per_token(self.run(against).model, x, y)
             excess = gap.clamp(min=0).mean(1)                       # (B,)
 
-        total = self.summed(np.bincount(group, excess.cpu().numpy(), self.m))
+        total = summed(np.bincount(group, excess.cpu().numpy(), self.m))
         signals = dict(excess=total / np.where(counts, counts, np.nan))
-        rows = [np.flatnonzero(group == j) for j in range(self.m)]
-        losses = [loss[rows[j]].mean() * (len(rows[j]) / counts[j]) if len(rows[j]) else None
-                  for j in range(self.m)]
-        return signals, losses
+        parts = {}
+        for j in np.unique(group):
+            rows = np.flatnonzero(group == j)
+            parts[j] = loss[rows].mean() * (len(rows) / counts[j])
+        return signals, parts
 
     def alignment(self, run, batch):
-        """Signals of a Peek at gradients, and each group's gradient, flat."""
+        """Signals of a Peek at gradients, and {group: its gradient, flat}."""
         if self.gradients is None:                  # kept: new ones would tear memory to pieces
             parameters = sum(weight.numel() for weight in run.model.parameters())
             self.gradients = torch.empty(2, self.m, parameters, device=self.device)
@@ -527,17 +512,15 @@ class Trainer:
         count = max(1, len(x) // self.m)
         aims = [self.targets.choice(np.flatnonzero(val_group == i), count) for i in range(self.m)]
 
-        parts = [None] * self.m
-        for j in range(self.m):
+        parts = {}
+        of_batch[np.setdiff1d(np.arange(self.m), group)] = math.nan
+        for j in np.unique(group):
             rows = np.flatnonzero(group == j)
-            if len(rows):
-                parts[j] = self.gradient(run, x[rows], y[rows], of_batch[j])
-            else:
-                of_batch[j].fill_(math.nan)
+            parts[j] = self.gradient(run, x[rows], y[rows], of_batch[j])
         for i, rows in enumerate(aims):
             self.gradient(run, val_x[rows], val_y[rows], of_targets[i])
 
-        self.reduce(self.gradients)
+        reduce(self.gradients)
         A, norm = of_targets @ of_batch.T, of_batch.norm(dim=1)     # (m, m), (m,)
         signals = dict(A=A.cpu().double().numpy(), norm=norm.cpu().double().numpy(),
                        target_norm=float(of_targets.mean(0).norm()))
@@ -556,9 +539,7 @@ class Trainer:
         if request.on not in self.peeked:
             raise ValueError(f"an Update of run {request.on} needs a Peek at it just before")
         run, parts = self.runs[request.on], self.peeked.pop(request.on)
-        total = sum(float(w) * part for w, part in zip(request.w, parts, strict=True)
-                    if part is not None)
-
+        total = sum(float(request.w[j]) * part for j, part in parts.items())
         if total.dim() == 0:                                        # a loss
             total.backward()
             self.reduce_gradient(run)
@@ -627,14 +608,15 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
         except StopIteration as end:
             return end.value
 
-        if past:
-            if not same_request(request, past[0].request):
+        row = None
+        if known and same_request(request, known[0].request):
+            row = known.pop(0)
+        if past:                                                    # which has what was known then
+            row = past.pop(0)
+            if not same_request(request, row.request):
                 raise ValueError("the checkpoint is of another run; use another --out")
-            history.rows.append(past.pop(0))
-            if known and same_request(request, known[0].request):
-                known.pop(0)                                        # it was taken then
-        elif known and same_request(request, known[0].request):
-            history.rows.append(known.pop(0))
+        if row:
+            history.rows.append(row)
         else:
             began = time.perf_counter()
             measured = trainer.answer(request)
@@ -643,10 +625,10 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
         reply = history.reply
 
 
-def steps_taken(history):
+def steps_taken(rows):
     """{run: optimiser steps}, of the main run and of all scratch runs."""
     taken = Counter()
-    for row in history.rows:
+    for row in rows:
         taken[row.request.on] += steps_of(row.request)
     return taken
 
@@ -654,22 +636,16 @@ def steps_taken(history):
 def row_line(row, at):
     """A row as a line of history.jsonl; at: its run's step count after it."""
     request = row.request
-    line = dict(verb=type(request).__name__, **request._asdict(), at=at)
-    line.update(row._asdict())
-    line = {name: plain(value) for name, value in line.items()
-            if name != "request" and value is not None}
-    return json.dumps(line, allow_nan=False) + "\n"
+    line = dict(verb=type(request).__name__, **request._asdict(), at=at, **row._asdict())
+    del line["request"]
+    line = {name: value for name, value in line.items() if value is not None}
+    return json.dumps(plain(line), allow_nan=False) + "\n"
 
 
 def plain(value):
     """numpy, in dicts and lists too, as what JSON can hold; null for what is no finite number."""
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    text = json.dumps(value, default=lambda array: array.tolist())
+    return json.loads(text, parse_constant=lambda name: None)       # NaN, Infinity
 
 
 VERBS = {verb.__name__: verb for verb in (aioli.Train, aioli.Peek, aioli.Update)}
@@ -679,17 +655,18 @@ def from_line(line):
     """The Row that a line of history.jsonl tells of."""
     saved = json.loads(line)
     kind = VERBS[saved["verb"]]
-    asked = {name: saved[name] for name in kind._fields if name in saved}
-    arrays = {name: np.array(asked[name], float) for name in ("p", "w", "A") if name in asked}
-    request = kind(**{**asked, **arrays})
+    for name in ("p", "w", "A", "share"):
+        if name in saved:
+            saved[name] = np.array(saved[name], float)
+    request = kind(**{name: saved[name] for name in kind._fields if name in saved})
 
     reply = saved.get("reply")
     if isinstance(reply, dict):
         reply = {name: np.array(signal, float) for name, signal in reply.items()}   # null is NaN
     elif reply is not None:
         reply = np.array(reply, float)
-    share, windows = np.array(saved["share"], float), np.array(saved["windows"])
-    return aioli.Row(request, reply, share, windows, saved["lr"], saved["seconds"])
+    windows = np.array(saved["windows"])
+    return aioli.Row(request, reply, saved["share"], windows, saved["lr"], saved["seconds"])
 
 
 def read_history(path):
@@ -702,7 +679,7 @@ def read_history(path):
 
 
 def write(path, content):
-    """Text, or a state for torch to load; the file is whole, and on the disk, or as it was.
+    """Text, bytes, or a state for torch to load; the file is whole, and on the disk, or as it was.
 
     Only the first process of several writes."""
     if rank():
@@ -711,10 +688,10 @@ def write(path, content):
     part.unlink(missing_ok=True)                                    # of a process that was killed
     try:
         with open(part, "xb") as file:                              # x: new, so through no link
-            if isinstance(content, str):
-                file.write(content.encode())
-            else:
+            if isinstance(content, dict):
                 torch.save(content, file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -730,7 +707,7 @@ class Unreadable(ValueError):
 
 
 @contextmanager
-def reading(path, what, advice="delete it, or use another"):
+def reading(path, what):
     """Whatever goes wrong in this block is the fault of a file that is not `what`: Unreadable."""
     try:
         yield
@@ -738,8 +715,8 @@ def reading(path, what, advice="delete it, or use another"):
         raise
     except Exception as error:
         said = (str(error).splitlines() or [""])[0][:200]
-        raise Unreadable(f"{path} is not {what} ({type(error).__name__}: {said}); "
-                         f"{advice}") from None
+        raise Unreadable(f"{path} is not {what} ({type(error).__name__}: {said}); delete it, or "
+                         "use another") from None
 
 
 def is_undamaged(path):
@@ -788,21 +765,19 @@ def claimed(folder):
 
 class Keeper:
     """What a run leaves on disk as it goes: history.jsonl, a line a row, and checkpoint.pt, which
-    says how many of these lines belong to it. So a run that is killed loses what came after its
-    last checkpoint, and nothing else; what it then trains again has the same numbers."""
+    has these lines, too. So a run that is killed loses what came after its last checkpoint, and
+    nothing else; what it then trains again has the same numbers."""
 
     def __init__(self, out, trainer, history, flags, save_every, known=()):
         self.out, self.checkpoint = out, out / "checkpoint.pt"
-        self.lines = out / "history.jsonl"
         self.trainer, self.history, self.flags = trainer, history, flags
         self.save_every = save_every
-        self.rows, self.at = 0, Counter()       # in history.jsonl; steps of each run there
+        self.known = known                      # rows taken over from another run
+        self.lines, self.at = [], Counter()     # of history.jsonl; steps of each run there
         self.began = self.saved = time.perf_counter()
         self.saved_at = 0                       # steps of all runs at the last checkpoint
         self.patience = 10.0                    # seconds to the next one
-        self.has_begun = False                  # whether history.jsonl is this run's
-        self.scratch_ended = False
-        self.known = known                      # rows taken over from another run
+        self.scratch_ended = self.stopping = False
 
     @property
     def wall(self):
@@ -823,8 +798,7 @@ class Keeper:
             for name in ("result.json", "history.jsonl", "model.pt"):
                 if (self.out / name).exists():
                     (self.out / name).replace(before / name)
-        write(self.lines, "")
-        self.has_begun = True
+        self.write_lines()
 
     def resume(self):
         """Bring the trainer to where the last checkpoint was made -> the rows so far. ValueError.
@@ -845,22 +819,11 @@ class Keeper:
                              "another --out")
         with reading(self.checkpoint, "a checkpoint of this run"):
             self.trainer.load(saved["trainer"])
-            self.rows = saved["rows"]
+            past = [from_line(line) for line in saved["rows"]]
+            self.lines, self.at = saved["rows"], steps_taken(past)
             self.began -= saved["wall"]
-            if not (self.rows >= 0 and 0 <= saved["wall"] < math.inf):
-                raise ValueError("its numbers cannot be")
-
-        advice = f"delete {self.checkpoint}, too, and begin again"
-        with reading(self.lines, "the history of this run's checkpoint", advice):
-            lines = self.lines.read_text("utf-8").splitlines(keepends=True)[:self.rows]
-            past = [from_line(line) for line in lines]
-            if len(past) < self.rows:
-                raise ValueError(f"{len(past)} of {self.rows} lines")
-        write(self.lines, "".join(lines))
-        self.has_begun = True
+        self.write_lines()
         self.saved_at = self.steps()
-        for row in past:
-            self.at[row.request.on] += steps_of(row.request)
         return past
 
     def steps(self):
@@ -873,24 +836,32 @@ class Keeper:
         if isinstance(row.request, aioli.Train) and row.request.on != "main":
             self.scratch_ended = True
 
-    def add_rows(self, sync=False):
-        """Write the rows that history.jsonl does not have; sync: see them on the disk."""
+    def add_rows(self):
+        """Write the rows that history.jsonl does not have."""
         if rank():
             return
-        if not self.has_begun:
+        written = len(self.lines)
+        if not written:
             self.set_aside()
-        with open(self.lines, "a", encoding="utf-8") as file:
-            for row in self.history.rows[self.rows:]:
-                self.at[row.request.on] += steps_of(row.request)
-                file.write(row_line(row, self.at[row.request.on]))
-                self.rows += 1
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        for row in self.history.rows[written:]:
+            self.at[row.request.on] += steps_of(row.request)
+            self.lines.append(row_line(row, self.at[row.request.on]))
+        with open(self.out / "history.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(self.lines[written:])
+
+    def write_lines(self):
+        """Write history.jsonl anew."""
+        write(self.out / "history.jsonl", "".join(self.lines))
+
+    def interrupt(self, number, _):
+        """A signal to end: stop where the state is whole next; at once after a second Ctrl-C."""
+        if self.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopping = True
 
     def whole(self):
         """Where the state is whole: keep it when it is time to, and stop if asked. Raises Stop."""
-        stopping, due = self.trainer.agreed(self.trainer.stopping, not rank() and self.is_due())
+        stopping, due = in_any_process(self.stopping, not rank() and self.is_due())
         if stopping or due:
             self.save()
         if stopping:
@@ -910,8 +881,8 @@ class Keeper:
         """Make a checkpoint."""
         began = time.perf_counter()
         self.trainer.look()                     # none of a run that diverged
-        self.add_rows(sync=True)
-        write(self.checkpoint, dict(trainer=self.trainer.state(), rows=self.rows, wall=self.wall,
+        self.add_rows()
+        write(self.checkpoint, dict(trainer=self.trainer.state(), rows=self.lines, wall=self.wall,
                                     flags=self.flags))
         self.saved, self.saved_at = time.perf_counter(), self.steps()
         self.patience = max(10.0, 50 * (self.saved - began))
@@ -919,7 +890,8 @@ class Keeper:
 
     def finish(self, result):
         """Keep the model, and the result, whose file says that the run is whole."""
-        self.add_rows(sync=True)
+        self.add_rows()
+        self.write_lines()
         main = self.trainer.run("main").model
         write(self.out / "model.pt", dict(shape=dataclasses.asdict(main.shape),
                                           weights=main.state_dict()))
@@ -928,12 +900,11 @@ class Keeper:
             self.checkpoint.unlink(missing_ok=True)
 
 
-# --- Whether two runs are alike.
+# --- Flags: as words, and whether those of two runs are alike.
 
-# flags that say where the text is; the digest of its tokens decides whether it is the same
-OF_TEXT = ("data", "text_field", "group_field", "document_mark")
-# flags that change no number
-IDLE = (*OF_TEXT, "out", "cache", "past", "resume", "save_every", "max_epochs", "eval_every")
+# flags that change no number; the first four say where the text is, which its digest compares
+IDLE = ("data", "text_field", "group_field", "document_mark", "out", "cache", "past", "resume",
+        "save_every", "max_epochs", "eval_every")
 # flags that may change from one part of an interrupted run to the next
 MAY_CHANGE = (*IDLE, "threads", "device", "compile", "micro_batch")
 # flags that the scratch runs of --past do not depend on
@@ -947,6 +918,20 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
+def flags_given(config, left_out=()):
+    """The flags of a Config that are not the default, as words of a command line."""
+    return as_flags({name: value for name, value in vars(config).items()
+                     if name not in left_out and value != getattr(Config, name)})
+
+
+def as_flags(values):
+    """{name: value} as words of a command line."""
+    words = []
+    for name, value in values.items():
+        words += [flag(name)] if value is True else [flag(name), str(value)]
+    return words
+
+
 def flags_of(config, settings, text):
     """All that decides a run, by name: its flags, its method's settings, the digest of its text.
 
@@ -958,11 +943,11 @@ def flags_of(config, settings, text):
 def difference(theirs, ours, free):
     """The first of our flags, not in `free`, in which another run differs -> "--lr 0.004, not
     0.008" (ours), or "other text", or "". theirs, ours: as flags_of gives them."""
-    theirs, ours = json.loads(json.dumps([theirs, ours]))           # tuples are lists there
+    theirs, ours = plain([theirs, ours])                            # tuples are lists there
     for name, value in ours.items():
-        if name in free or theirs.get(name) == value:
-            continue
-        return "other text" if name == "text" else f"{flag(name)} {theirs.get(name)}, not {value}"
+        if name not in free and theirs.get(name) != value:
+            word = f"{flag(name)} {theirs.get(name)}, not {value}"
+            return "other text" if name == "text" else word
     return ""
 
 
@@ -970,9 +955,8 @@ def scratch_runs(config, text):
     """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model.
 
     Not those of a model that another request goes on with: it has to be there. ValueError."""
-    with reading(f"--past {config.past}", "the history of a run", "give another"):
-        result = read_result(Path(config.past).with_name("result.json"))
-        rows = read_history(config.past)
+    result = read_result(Path(config.past).parent / "result.json")
+    rows = read_history(config.past)
     theirs = flags_of(result["config"], {}, result["text"])
     other = difference(theirs, flags_of(config, {}, text), NOT_OF_SCRATCH_RUNS)
     if other:
@@ -1120,22 +1104,19 @@ def train(config, settings, corpus=None):
     for path in out.iterdir():
         if path.is_dir() != (path.name == "before") and path.name.split(".")[0] in OURS:
             raise ValueError(f"{path} is in the way; take it away, or use another --out")
-    if rank():
-        return train_in(out, config, settings, corpus)
-    with claimed(out):
+    with nullcontext() if rank() else claimed(out):
         write(out / "try", "")                  # that it can be written to shows before training
-        (out / "try").unlink()
-        return train_in(out, config, settings, corpus)
+        (out / "try").unlink(missing_ok=True)
+        flags, finished = flags_of(config, settings, corpus.digest), out / "result.json"
+        refuse_other_run(out, config, flags)
+        if config.resume and finished.exists() and not (out / "checkpoint.pt").exists():
+            print(f"nothing to do: {out} has this run, finished")
+            return read_result(finished)
+        return train_in(out, config, settings, corpus, flags)
 
 
-def train_in(out, config, settings, corpus):
-    """As train(), in this folder."""
-    flags = flags_of(config, settings, corpus.digest)
-    refuse_other_run(out, config, flags)
-    finished = out / "result.json"
-    if config.resume and finished.exists() and not (out / "checkpoint.pt").exists():
-        print(f"nothing to do: {out} has this run, finished")
-        return read_result(finished)
+def train_in(out, config, settings, corpus, flags):
+    """As train(), in this folder; flags: all that decides the run, as flags_of gives it."""
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
@@ -1154,7 +1135,7 @@ def train_in(out, config, settings, corpus):
         keeper.row(row)
         progress.row(row)
 
-    with interrupts_wait(trainer):
+    with handling(keeper.interrupt):
         with no_denormals():
             drive(method, trainer, history, past, known, on_row)
         wall = keeper.wall
@@ -1190,7 +1171,7 @@ def announce(trainer):
 
 def check_steps(config, history):
     """Raise ValueError if the method did not train the main run for --steps steps."""
-    trained = steps_taken(history)["main"]
+    trained = steps_taken(history.rows)["main"]
     if trained != config.steps:
         raise ValueError(f"{config.method} trained the main run for {trained} steps; its Train "
                          f"requests have to add up to --steps {config.steps}")
@@ -1259,49 +1240,28 @@ def handling(handler):
             signal.signal(number, handler_before)
 
 
-def interrupts_wait(trainer):
-    """Signals to end stop the trainer at its next whole state; a second Ctrl-C, at once."""
-    def stop(number, _):
-        if trainer.stopping and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        trainer.stopping = True
-
-    return handling(stop)
-
-
 class Progress:
     """While training: in a terminal one line that updates itself and one per new mixture, else a
     line every tenth of each run."""
 
     def __init__(self, config, groups):
         self.batch_tokens = config.batch * model.PRESETS[config.preset].window
-        self.groups = groups
+        self.groups = [name[:14] for name in plain_names(groups)]
         self.live = sys.stdout.isatty()
         self.began = time.perf_counter()
-        self.next, self.steps = 0.0, 0
+        self.shown, self.steps = 0.0, 0
         self.where, self.p = "", None
 
     def step(self, request, run, loss):
-        """After a step: the line, if it is due."""
+        """After a step: the line, five times a second in a terminal, else ten times a run."""
         self.steps += 1
-        self.where = f"{request.on} {run.step}/{run.total_steps}"
-        if not self.is_due(run):
-            return
-        line = self.line(request, run, loss)
-        if self.live:
-            print(f"\r{line[:shutil.get_terminal_size().columns - 1]}\033[K", end="", flush=True)
-        else:
-            print(line, flush=True)
-
-    def is_due(self, run):
-        """Five times a second in a terminal, else ten times a run."""
-        if not self.live:
-            return 10 * run.step // run.total_steps > 10 * (run.step - 1) // run.total_steps
-        now = time.perf_counter()
-        if now < self.next:
-            return False
-        self.next = now + 0.2
-        return True
+        self.where = f"{run.name} {run.step}/{run.total_steps}"
+        if self.live and time.perf_counter() > self.shown + 0.2:
+            line = self.line(request, run, loss)[:shutil.get_terminal_size().columns - 1]
+            print(f"\r{line}\033[K", end="", flush=True)
+            self.shown = time.perf_counter()
+        elif not self.live and 10 * run.step % run.total_steps < 10:
+            print(self.line(request, run, loss), flush=True)
 
     def line(self, request, run, loss):
         """Step, loss, speed, time left, mixture."""
@@ -1317,16 +1277,14 @@ class Progress:
         request = row.request
         if not isinstance(request, aioli.Train) or request.probe:
             return
-        is_new = self.p is not None and not np.array_equal(request.p, self.p)
-        if self.live and is_new:
+        if self.live and self.p is not None and not np.array_equal(request.p, self.p):
             print(f"\r{self.where}  mixture now {self.mixture(request.p)}  "
                   f"mean validation loss {row.reply.mean():.4f}\033[K")
         self.p = request.p
 
     def mixture(self, p):
         shares = [f"{share:.3f}".removeprefix("0") for share in p]
-        names = [group[:14] for group in plain_names(self.groups)]
-        return "  ".join(map(" ".join, zip(names, shares, strict=True)))
+        return "  ".join(map(" ".join, zip(self.groups, shares, strict=True)))
 
 
 # --- The result.
@@ -1340,7 +1298,7 @@ def summarise(config, settings, trainer, history, wall):
 
     rows = [row for row in history.trained() if row.request.steps]
     probes = [row.request.steps for row in rows if row.request.probe]
-    steps = steps_taken(history)
+    steps = steps_taken(history.rows)
     window = config.batch * trainer.shape.window                    # tokens of a step
     training_seconds = max(wall - trainer.eval_seconds, 1e-9)
     speed = sum(steps.values()) * window / training_seconds         # tokens per second
@@ -1370,13 +1328,12 @@ def named(groups, values):
 
 def mixtures_of(history, groups):
     """[step, {group: share}] of each mixture of the main run, probes left out."""
-    mixtures, at = [], 0
-    for row in history.trained():
-        if row.request.steps and not row.request.probe:
-            mixtures.append([at, named(groups, row.request.p)])
-        at += row.request.steps
-    first = history.trained()[0].request
-    return mixtures or [[0, named(groups, first.p)]]                # every step was a probe
+    asked = [row.request for row in history.trained()]
+    ends = np.cumsum([request.steps for request in asked]).tolist()
+    mixtures = [[end - request.steps, named(groups, request.p)]
+                for end, request in zip(ends, asked, strict=True)
+                if request.steps and not request.probe]
+    return mixtures or [[0, named(groups, asked[0].p)]]             # every step was a probe
 
 
 def versions(config):
@@ -1405,46 +1362,29 @@ def against_uniform(config, result, out):
     """The closing line: how uniform sampling does at the same, or which command tells."""
     if config.method == "stratified" and not config.prior:
         return
-    uniform, folder = uniform_result(config, result, out)
-    if uniform is None:
-        print(f"for comparison, uniform sampling: {uniform_command(config)}")
+    usual = {name: getattr(Config, name) for name in (*OF_MIXTURE, "out", "resume")}
+    uniform = dataclasses.replace(config, **{**usual, "method": "stratified"})
+    found, folder = finished_like(flags_of(uniform, {}, result["text"]), out)
+    if found is None:
+        command = shlex.join(["python", "train.py", *flags_given(uniform)])
+        print(f"for comparison, uniform sampling: {command}")
         return
-    ours, theirs = result["avg_test_ppl"], uniform["avg_test_ppl"]
+    ours, theirs = result["avg_test_ppl"], found["avg_test_ppl"]
     print(f"uniform sampling: average test perplexity {theirs:.3f}   "
           f"this run: {ours - theirs:+.3f} ({ours / theirs - 1:+.1%})   ({folder})")
 
 
-def uniform_result(config, result, out):
-    """A finished stratified run with this run's text, seed and flags, beside it or in out/ -> its
-    result and its folder; None, None if there is none that can be read."""
-    usual = {name: getattr(Config, name) for name in OF_MIXTURE}
-    uniform = dataclasses.replace(config, **{**usual, "method": "stratified"})
-    ours = flags_of(uniform, {}, result["text"])
-    names = [folder_name(uniform, {}, result["groups"]),
-             f"stratified-{'+'.join(result['groups'])}-s{config.seed}"]     # a comparison's
-    for folder in (place / name for place in (out.parent, Path("out")) for name in names):
-        with suppress(ValueError):                                  # not there, or damaged
-            found = read_result(folder / "result.json")
-            theirs = flags_of(found["config"], {}, found.get("text"))
-            if not difference(theirs, ours, (*MAY_CHANGE, "groups")):
-                return found, folder
+def finished_like(flags, out):
+    """A finished stratified run with these flags, beside `out` or in out/ -> its result and its
+    folder; None, None if there is none that can be read."""
+    for place in (out.parent, Path("out")):
+        for path in sorted(place.glob("stratified-*/result.json")):
+            with suppress(ValueError):                              # damaged
+                found = read_result(path)
+                theirs = flags_of(found["config"], {}, found["text"])
+                if not difference(theirs, flags, (*MAY_CHANGE, "groups")):
+                    return found, path.parent
     return None, None
-
-
-def uniform_command(config):
-    """The command line of the run that uniform_result looks for."""
-    left_out = (*OF_MIXTURE, "out", "resume")
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
-              if field.name not in left_out and getattr(config, field.name) != field.default}
-    return shlex.join(["python", "train.py", "--method", "stratified", *as_flags(values)])
-
-
-def as_flags(values):
-    """{name: value} as words of a command line."""
-    words = []
-    for name, value in values.items():
-        words += [flag(name)] if value is True else [flag(name), str(value)]
-    return words
 
 
 # --- Pictures.
@@ -1456,21 +1396,19 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 def pyplot():
     """matplotlib's pyplot, drawing to files, or None after a line that says how to get it."""
     try:
-        import matplotlib
-        matplotlib.use("Agg")
         import matplotlib.pyplot as plt
-        return plt
     except ImportError:
         print("for pictures: pip install matplotlib")
         return None
+    plt.switch_backend("Agg")
+    return plt
 
 
 def save_figure(figure, path):
-    """Write a picture, whole, and free its memory."""
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    figure.savefig(part, format=path.suffix[1:], dpi=130)
-    part.replace(path)
+    """Write a picture, and free its memory."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=130)
+    write(path, content.getvalue())
     pyplot().close(figure)
 
 
@@ -1479,19 +1417,16 @@ def picture(result, history, path):
     plt = pyplot()
     if plt is None:
         return
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
-    rows = history.trained()
-    at = np.cumsum([row.request.steps for row in rows]).tolist()
-    measured = [[step, row.reply.tolist()] for step, row in zip(at, rows, strict=True)]
-    points = sorted(measured + result["curve"])
-    mixtures = [*result["mixtures"], [result["steps"], result["final_mixture"]]]
+    at = np.cumsum([row.request.steps for row in history.trained()])
+    measured = [*zip(at.tolist(), history.losses().tolist()), *map(tuple, result["curve"])]
+    mixtures = [*result["mixtures"], (result["steps"], result["final_mixture"])]
+    shares = [list(mixture.values()) for _, mixture in mixtures]    # (n, m)
 
-    for j, group in enumerate(result["groups"]):
-        colour = COLOURS[j % len(COLOURS)]
-        steps, shares = [step for step, _ in mixtures], [mixture[group] for _, mixture in mixtures]
-        top.step(steps, shares, where="post", label=group, color=colour)
-        steps, losses = [step for step, _ in points], [loss[j] for _, loss in points]
-        bottom.plot(steps, losses, label=group, color=colour)
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+    for axis in (top, bottom):
+        axis.set_prop_cycle(color=COLOURS)
+    top.step([step for step, _ in mixtures], shares, where="post", label=result["groups"])
+    bottom.plot(*zip(*sorted(measured)))
 
     title = f"{result['method']}, seed {result['seed']}"
     top.set(ylabel="mixture (share of windows)", ylim=(0, None), title=title)
@@ -1511,9 +1446,8 @@ def processes():
         return
     dist.init_process_group(timeout=timedelta(days=1))  # the first may prepare text for long
     try:
-        with open(os.devnull, "w") as nowhere:
-            with redirect_stdout(nowhere) if rank() else nullcontext():
-                yield
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
+            yield
         wait()
     except Stop:
         wait()                      # the first still writes, and torchrun ends all with one of them
@@ -1527,10 +1461,26 @@ def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def reduce(tensor):
+    """Sum a tensor over all processes, in place -> the tensor."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def summed(numbers):
+    """The sum over all processes of numbers that are on the CPU, an array."""
+    return reduce(torch.from_numpy(np.array(numbers, float))).numpy()
+
+
+def in_any_process(*wishes):
+    """Which of these booleans is true in any process: all act on it alike."""
+    return summed(wishes) > 0 if dist.is_initialized() else wishes
+
+
 def wait():
     """Until all processes are here."""
-    if dist.is_initialized():
-        dist.all_reduce(torch.zeros(1))
+    reduce(torch.zeros(1))
 
 
 def first_alone(work):
@@ -1546,10 +1496,11 @@ def first_alone(work):
 
 # --- The command line: flags are made from Config and from the method's keyword arguments.
 
-# what a single run does not take, and which command does
+# what a single run does not take, flags and, as patterns, values; and which command does
 COMPARE, FIDELITY, LAWS = (f"python -m paper.{name}" for name in ("compare", "fidelity", "laws"))
 MOVED = {"--quick": COMPARE, "--seeds": COMPARE, "--controls": COMPARE, "--jobs": COMPARE,
          "--fidelity": FIDELITY, "--fork": FIDELITY, "--table": FIDELITY, "--holdout": LAWS}
+SEVERAL = dict(method="all|.*[,:].*", prior="all|.*,.*", groups="sets")
 
 
 class Parser(argparse.ArgumentParser):
@@ -1601,24 +1552,35 @@ def settings_of(method):
             if parameter.default is not parameter.empty and parameter.default is not None}
 
 
-def parse(argv):
-    """Command line -> Config, settings of the method. Raises ValueError naming the nearest flag."""
+def method_of(argv):
+    """The method that a command line names. Raises ValueError for what takes a comparison."""
     first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method", default=Config.method)
-    name = first.parse_known_args(argv)[0].method
-    refuse_several("method", name, separators=",:")
-    method = pick("method", name, aioli.METHODS)
+    for name in SEVERAL:
+        first.add_argument(flag(name), default=getattr(Config, name))
+    asked = vars(first.parse_known_args(argv)[0])
+    for name, pattern in SEVERAL.items():
+        if re.fullmatch(pattern, asked[name]):
+            raise ValueError(f"{flag(name)} {asked[name]} is for a comparison; use {COMPARE}")
+    return asked["method"]
 
-    fields = {field.name: field.default for field in dataclasses.fields(Config)}
-    settings = settings_of(method)
-    for setting in settings:
-        if setting in (*fields, "text", "help"):
-            raise ValueError(f"{name}'s setting {setting!r} is the name of a flag of every run; "
+
+def check_names(method, settings):
+    """Raise ValueError for a setting of a method, {name: default}, that can be no flag."""
+    for name, default in settings.items():
+        if name in (*vars(Config()), "text", "help"):
+            raise ValueError(f"{method}'s setting {name!r} is the name of a flag of every run; "
                              "call it something else")
-        if settings[setting] is True or not isinstance(settings[setting], (str, int, float)):
-            raise ValueError(f"{name}'s setting {setting!r} can be no flag; let its default be a "
+        if default is True or not isinstance(default, (str, int, float)):
+            raise ValueError(f"{method}'s setting {name!r} can be no flag; let its default be a "
                              "number, text or False")
 
+
+def parse(argv):
+    """Command line -> Config, settings of the method. Raises ValueError naming the nearest flag."""
+    name, fields = method_of(argv), vars(Config())
+    method = pick("method", name, aioli.METHODS)
+    settings = settings_of(method)
+    check_names(name, settings)
     parser = Parser(prog="train.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     names = dict(method=f"how the mixture is chosen: {', '.join(aioli.METHODS)}",
@@ -1636,12 +1598,6 @@ def parse(argv):
     return Config(**{field: given[field] for field in fields}), settings
 
 
-def refuse_several(name, value, separators=","):
-    """A list of methods, or a method with settings in its name, is a comparison. ValueError."""
-    if value == "all" or any(separator in value for separator in separators):
-        raise ValueError(f"{flag(name)} {value} is for a comparison; use {COMPARE}")
-
-
 def refuse_unknown(word, method, flags):
     """A word of the command line that no flag took. Raises ValueError."""
     word = word.split("=")[0]
@@ -1655,9 +1611,6 @@ def refuse_unknown(word, method, flags):
 
 def refuse_idle(given):
     """Flags that would change nothing in this run, given {name: value}. Raises ValueError."""
-    refuse_several("prior", given["prior"])
-    if given["groups"] == "sets":
-        raise ValueError(f"--groups sets is for a comparison; use {COMPARE}")
     if given["runs"] and given["steps"] == 0:
         raise ValueError(f"--steps 0 trains nothing; to fit a law to finished runs, use {LAWS}")
 
@@ -1672,47 +1625,32 @@ def refuse_idle(given):
                          "use grid, dml or power")
 
 
-def where(error):
-    """File, line and function of an error that no `raise` of ours made; "" for the others."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    if frame.line.startswith("raise "):
-        return ""
-    return f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
-
-
 class Unbroken:
     """A stream of text that ends no run: its reader may go away, or know few letters."""
 
     def __init__(self, stream):
         self.stream = stream or open(os.devnull, "w")               # None: closed at the start
+        self.isatty = self.stream.isatty
         if hasattr(self.stream, "reconfigure"):
             self.stream.reconfigure(errors="replace")
 
     def write(self, text):
-        self.attempt(self.stream.write, text)
-
-    def flush(self):
-        self.attempt(self.stream.flush)
-
-    def isatty(self):
-        return self.stream.isatty()
-
-    def attempt(self, action, *arguments):
-        """Do it, or from now on write to nowhere."""
+        """Write and flush, or from now on write to nowhere."""
         try:
-            action(*arguments)
+            self.stream.write(text)
+            self.stream.flush()
         except OSError:                                             # what is left would fail, too
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def flush(self):
+        """Nothing waits."""
 
 
 def exit_code(name, command):
     """Call `command` -> 0; 2 for bad input, 1 for a machine or a method that fails, with a line on
     stderr that begins with `name`; 130 after Ctrl-C or a signal to end. Never a traceback."""
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     out, err = Unbroken(sys.stdout), Unbroken(sys.stderr)
-    with redirect_stdout(out), redirect_stderr(err), handling(interrupt):
+    with redirect_stdout(out), redirect_stderr(err), handling(signal.default_int_handler):
         try:
             command()
         except (Stop, KeyboardInterrupt) as error:
@@ -1731,7 +1669,10 @@ def in_a_line(error):
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "the memory is full; lower --steps or --batch"
     kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-    return f"{kind}{error}{where(error)}".replace("\n", " ")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
+    ours = frame.line.startswith("raise ")
+    return f"{kind}{error}{'' if ours else where}".replace("\n", " ")
 
 
 def main(argv=None):

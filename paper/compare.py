@@ -96,10 +96,7 @@ class Job(NamedTuple):
 def shared_flags(config, kind="method"):
     """The flags of a train.Config that all runs of a kind get, where not the default -> list."""
     left_out = NOT_SHARED if kind == "after" else (*NOT_SHARED, *ONLY_AFTER)
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
-              if field.name not in left_out}
-    return train.as_flags({name: value for name, value in values.items()
-                           if value != getattr(train.Config, name)})
+    return train.flags_given(config, left_out)
 
 
 def mixture_flag(mixture):

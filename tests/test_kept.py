@@ -153,6 +153,24 @@ def test_the_history_grows_as_requests_are_answered(tmp_path, monkeypatch):
     assert seen == list(range(len(seen))) and len(seen) > 3
 
 
+def test_a_resumed_history_goes_on_after_the_rows_of_its_checkpoint(tmp_path, monkeypatch):
+    about = dict(settings={"rounds": 1, "probe": 1, "sweeps": 2}, steps=12)
+    _, whole = run(tmp_path, "aioli_rounds", name="whole", **about)
+    path = stop_at(monkeypatch, tmp_path, 3, "aioli_rounds", **about) / "history.jsonl"
+    seen, original = [], train.Trainer.answer
+    with open(path, "a") as file:
+        file.write("{}\n")                                      # of what the checkpoint lacks
+
+    def answer(self, request):
+        seen.append(path.read_text().count("\n"))
+        return original(self, request)
+
+    monkeypatch.setattr(train.Trainer, "answer", answer)
+    _, rows = run(tmp_path, "aioli_rounds", resume=True, **about)
+    assert seen == list(range(4, len(rows))) and len(seen) > 1
+    assert [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in whole]
+
+
 # --- Files that are read back ---
 
 
@@ -529,11 +547,10 @@ def test_a_reader_that_goes_away_ends_no_run(tmp_path):
     assert (tmp_path / "out" / "result.json").exists()
 
 
-def test_a_terminal_that_knows_few_letters_gets_question_marks():
+def test_a_terminal_that_knows_few_letters_gets_question_marks_and_all_at_once():
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     with contextlib.redirect_stdout(narrow):
         assert train.exit_code("me", lambda: print("größer")) == 0
-    narrow.flush()
     assert narrow.buffer.getvalue() == b"gr??er\n"
 
 

@@ -184,7 +184,7 @@ def test_speed_counts_the_tokens_of_scratch_runs_and_not_the_seconds_of_evaluati
     result = train.summarise(t.config, {}, t, history, wall=100.)
 
     assert [train.steps_of(request) for request in requests] == [6, 0, 1, 4]
-    assert train.steps_taken(history) == dict(scratch=6, proxy=1, main=4)
+    assert train.steps_taken(history.rows) == dict(scratch=6, proxy=1, main=4)
     assert (result["steps"], result["extra_steps"]) == (4, 7)
     assert result["tokens_per_second"] == pytest.approx(11 * 8 * 16 / 50, abs=1)
     assert 100 <= result["wall_seconds"] < 110 and 50 <= result["eval_seconds"] < 60
@@ -542,7 +542,7 @@ def test_gradients_are_kept_in_the_same_memory_step_after_step():
     t, places = trainer(batch=4), set()
     for _ in range(3):
         t.answer(aioli.Peek(HALF, 20, on="proxy"))
-        places.add(tuple(part.data_ptr() for part in t.peeked["proxy"]))
+        places.add(tuple(part.data_ptr() for part in t.peeked["proxy"].values()))
         t.answer(aioli.Update(HALF, on="proxy"))
     assert len(places) == 1
 
