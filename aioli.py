@@ -797,6 +797,33 @@ def check_floor(floor, m):
                          f"lower it below 1/{m}")
 
 
+def project(p, caps):
+    """The mixture nearest to p under caps: argmin KL(q || p) with q <= caps -> min(caps, C p), (m,).
+
+    p, caps: (m,), caps >= 0, or inf. What is cut off the capped groups goes to the others in
+    their proportions, until none is over its cap; at most m rounds, and exact. From uniform this is
+    UniMax (arXiv 2304.09151). Raises ValueError where the caps do not add up to 1.
+
+    >>> project([.5, .3, .2], caps=[.3, .4, 1.]).round(2)
+    array([0.3, 0.4, 0.3])
+    """
+    p, caps = np.asarray(p, float), np.asarray(caps, float)
+    room = caps[p > 0].sum()
+    if not (caps >= 0).all() or not room >= 1 - 1e-9:
+        raise ValueError(f"caps must be 0 or more and add up to 1 or more, not to {room:.4g}; "
+                         "raise them, or train for fewer steps")
+    if room <= 1 + 1e-12:                                           # there is no other
+        return np.where(p > 0, caps, 0) / room
+    capped = np.zeros(len(p), bool)
+    while True:
+        left = 1 - caps[capped].sum()
+        q = np.where(capped, caps, p * left / p[~capped].sum())
+        over = q > caps
+        if not over.any():
+            return q
+        capped |= over
+
+
 def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0):
     """min over mixtures of sum_i w_i L_i(p), or of sum_i w_i exp(L_i(p)) -> p (m,), all >= floor.
 

@@ -15,8 +15,8 @@ from hypothesis import assume, given, settings, strategies as st
 import aioli
 from aioli import (Forecast, LogLinear, Power, cover, fit_forecast, fit_linear_dynamic,
                    fit_log_linear, fit_power_law, lmo_step, solve_static)
-from worlds import (Static, differ, drive, history, matrices, rng_of, same, seeds, sizes, softmax,
-                    swapped)
+from worlds import (Static, differ, drive, history, kl, matrices, rng_of, same, seeds, sizes,
+                    softmax, swapped)
 
 torch.set_num_threads(1)                    # on a busy machine two threads take 30 times as long
 ms = st.integers(2, 6)
@@ -144,6 +144,73 @@ def test_groups_in_fixed_proportions_are_one_group_of_the_same_law(m, seed):
 
 
 # ---- the solver ----
+
+
+@st.composite
+def capped_mixtures(draw):
+    """(p, caps): some groups without a share, caps that add up to 1 at least, often just so."""
+    m, rng = draw(sizes), rng_of(draw(seeds))
+    p = rng.dirichlet(np.full(m, .5)) * (rng.permutation(m) < draw(st.integers(1, m)))
+    p /= p.sum()
+    least = rng.dirichlet(np.full((p > 0).sum(), .5))               # a mixture under the caps
+    caps = rng.uniform(0, 1, m)
+    more = draw(st.sampled_from([0, 1e-13, 1e-9, .1]))
+    caps[p > 0] = least + more * rng.uniform(0, 1, len(least))
+    caps[draw(st.sampled_from([[], [0]]))] = np.inf
+    return p, caps
+
+
+@given(capped_mixtures(), seeds)
+def test_the_projection_is_the_nearest_mixture_under_the_caps(problem, seed):
+    """One factor C for all groups below their caps, and C p over the cap for the others; so no
+    mixture under the caps is nearer."""
+    p, caps = problem
+    q = aioli.project(p, caps)
+    same(q.sum(), 1)
+    assert (q <= caps * (1 + 1e-8)).all() and not q[p == 0].any()
+    free = (p > 0) & (q < caps * (1 - 1e-8))
+    if free.any():
+        C = q[free].sum() / p[free].sum()
+        same(q[free], C * p[free])
+        assert C >= 1 - 1e-9
+        capped = (p > 0) & ~free
+        assert (C * p[capped] >= q[capped] * (1 - 1e-7)).all()
+    for other in rng_of(seed).dirichlet(np.ones(len(p)), 20):
+        other = aioli.project(np.where(p > 0, other, 0), caps)
+        assert kl(q, p) <= kl(other, p) + 1e-9
+
+
+@given(capped_mixtures())
+def test_a_projection_projected_stays_and_caps_above_the_mixture_do_nothing(problem):
+    p, caps = problem
+    q = aioli.project(p, caps)
+    same(aioli.project(q, caps), q)
+    assert np.array_equal(aioli.project(p, np.full(len(p), np.inf)), p * 1. / p.sum())
+    same(aioli.project(7 * p, p + .01), p)
+
+
+@given(sizes, seeds, st.floats(1, 8), st.floats(1, 30))
+def test_from_uniform_the_projection_is_unimax(m, seed, epochs, more):
+    """Groups in the order of their size each take an equal part of what is left, or all they may;
+    so the smaller a group the more epochs (U3, U5)."""
+    n = rng_of(seed).dirichlet(np.ones(m))                          # sizes
+    budget = n.sum() * epochs / more
+    caps, filled, left = epochs * n / budget, np.zeros(m), 1.
+    for rank, j in enumerate(n.argsort()):
+        filled[j] = min(caps[j], left / (m - rank))
+        left -= filled[j]
+    q = aioli.project(np.full(m, 1 / m), caps)
+    same(q, filled, atol=1e-9)
+    assert np.all(np.diff((q / n)[n.argsort()]) <= 1e-9 * (q / n).max())
+    same(aioli.project(np.full(m, 1 / m), caps + 1 / m), np.full(m, 1 / m))         # U4
+
+
+@pytest.mark.parametrize("caps", [[.3, .4, .2], [.5, np.nan, 1], [-.1, 1, 1], [0, 0, 0]])
+def test_caps_that_leave_no_mixture_are_refused(caps):
+    with pytest.raises(ValueError, match="raise them, or train for fewer steps"):
+        aioli.project(np.full(3, 1 / 3), caps)
+    with pytest.raises(ValueError, match="not to 0.4"):
+        aioli.project([0, .5, .5], [.6, .2, .2])
 
 
 @given(st.floats(-4, -.05), st.floats(-1, 1), st.floats(-4, -.05), st.floats(-1, 1))
