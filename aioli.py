@@ -261,6 +261,7 @@ LIMITS = {                      # least and largest value of a setting, whicheve
     "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
     "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, 10 ** 6), "wait": (0, 1),
     "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
+    "kl": (0, np.inf),
 }
 
 
@@ -798,7 +799,7 @@ def check_floor(floor, m):
 
 
 def project(p, caps):
-    """The mixture nearest to p under caps: argmin KL(q || p) with q <= caps -> min(caps, C p), (m,).
+    """The mixture nearest to p under caps, argmin KL(q || p) with q <= caps: min(caps, C p), (m,).
 
     p, caps: (m,), caps >= 0, or inf. What is cut off the capped groups goes to the others in
     their proportions, until none is over its cap; at most m rounds, and exact. From uniform this is
@@ -824,39 +825,62 @@ def project(p, caps):
         capped |= over
 
 
-def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0):
-    """min over mixtures of sum_i w_i L_i(p), or of sum_i w_i exp(L_i(p)) -> p (m,), all >= floor.
+def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior=None, kl=0.0,
+                 caps=None):
+    """argmin over mixtures of f(p) + kl * KL(p || prior), floor <= p_j <= caps_j -> p (m,).
 
-    law: with `m`, law(p) (n,) and law.gradient(p) (n, m).  weights: (n,), default 1 each.
-    objective: loss or perplexity.  starts: for a convex law the start does not matter; for others,
-    `starts` > 1 adds some near the first starts - 1 corners and keeps the best. Raises ValueError.
+    f is sum_i w_i L_i(p), or for perplexity log sum_i w_i exp(L_i(p)), which is least where the
+    sum is. With caps and KL this is the solver of Olmix (arXiv 2602.12237); there p = project(prior
+    * exp(-df/dp / kl), caps).
+    law: with `m`, law(p) (n,) and law.gradient(p) (n, m).  weights: (n,), default 1 each; a loss
+    that should rise has a weight below 0.  objective: loss or perplexity.  starts: for a convex law
+    the start does not matter; for others, `starts` > 1 adds some near the first starts - 1 corners
+    and keeps the best.  prior: (m,), all above 0, default uniform.  caps: (m,), default none.
+    Raises ValueError, also where the caps do not add up to 1.
     """
-    check(objective=objective)
+    check(objective=objective, kl=kl)
     check_floor(floor, law.m)
     w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
+    if objective == "perplexity" and w.min() < 0:
+        raise ValueError("a weight below 0 is for losses; minimise --objective loss")
+    prior = np.full(law.m, 1 / law.m) if prior is None else check_prior(prior, law.m)
     room = 1 - law.m * floor                                            # p = floor + room * share
+    caps = (np.full(law.m, np.inf) if caps is None else np.asarray(caps, float) - floor) / room
 
-    def total(L):
-        return w @ L if objective == "loss" else log_sum_exp(L, w)
+    def total(p, L):
+        height = w @ L if objective == "loss" else log_sum_exp(L, w)
+        return height + kl * p @ np.log(p / prior) if kl else height
 
     def value(share):                                                # arcsinh: tame, same minimum
-        return np.arcsinh(total(law(floor + room * share)))
+        p = floor + room * share
+        return np.arcsinh(total(p, law(p)))
 
     def slope(share):
         p = floor + room * share
         L = law(p)
         pull = w if objective == "loss" else egd(w, L, 1.0)             # (n,)
-        return room * pull @ law.gradient(p) / np.hypot(1, total(L))    # (m,)
+        g = room * pull @ law.gradient(p)
+        if kl:
+            g += room * kl * np.log(p / prior)                          # but for a constant
+        return g / np.hypot(1, total(p, L))                             # (m,)
 
-    corners = [.9 * only + .1 / law.m for only in np.eye(law.m)]
+    corners = [project(.9 * only + .1 / law.m, caps) for only in np.eye(law.m)]
     with np.errstate(over="ignore", invalid="ignore"):
-        first = np.full(law.m, 1 / law.m)
+        first = project(np.full(law.m, 1 / law.m), caps)
         if not np.isfinite(value(first)):                               # too steep: begin lower
             first = min(corners, key=value)
         if not np.isfinite(value(first)):
             raise ValueError("the law gives no finite number to minimise; fit it to other runs")
-        ends = [descend(value, slope, start) for start in (first, *corners[:starts - 1])]
+        ends = [descend(value, slope, start, caps) for start in (first, *corners[:starts - 1])]
         return floor + room * min(ends, key=value)
+
+
+def check_prior(prior, m):
+    """A mixture to stay near as an array (m,) that sums to 1. Raises ValueError."""
+    prior = np.asarray(prior, float)
+    if prior.shape != (m,) or not (finite(prior) & (prior > 0)).all():
+        raise ValueError(f"a prior must be {m} shares above 0, not {prior}")
+    return prior / prior.sum()
 
 
 def log_sum_exp(L, w):
@@ -864,30 +888,59 @@ def log_sum_exp(L, w):
     return L.max() + np.log(w @ np.exp(L - L.max()))
 
 
-def descend(value, slope, p, iterations=1000):
-    """Newton's method with the metric of egd, from p to a minimum on the simplex -> p (m,).
+def descend(value, slope, p, caps, iterations=1000):
+    """Newton's method with the metric of egd, from p to a minimum under the caps -> p (m,).
 
-    No share reaches 0, so that each can come back. It ends when no group promises more than the
-    whole mixture: for a convex objective max_j -s_j bounds what any other could still gain.
+    No share reaches 0, so that each can come back. A group at its cap is held there while it
+    promises more than those below theirs, or while the step would raise it. It ends when no mixture
+    under the caps promises more than p: for a convex objective, <s, p - that mixture> bounds what
+    it could still gain.
     """
     for _ in range(iterations):
         g = slope(p)                                                    # (m,)
-        s = g - g @ p
-        gap = -s.min()
+        below = p < caps * (1 - 1e-9)
+        s = g - g[below] @ p[below] / p[below].sum()
+        gap = s @ (p - lowest(s, caps))
         if not gap > 1e-11:
             break
         root = np.sqrt(p)
         curvature = root[:, None] * hessian(slope, p, g) * root         # (m, m)
-        eigenvalues, basis = np.linalg.eigh((curvature + curvature.T) / 2)
-        upward = (basis * np.abs(eigenvalues)) @ basis.T                # a saddle must not attract
-        damping = np.diag(np.abs(s) + gap)                        # no share moves by over 1 of it
-        downhill, level = np.linalg.solve(upward + damping, np.column_stack((-root * s, root))).T
-        change = downhill - level * (root @ downhill) / (root @ level)  # shares still sum to 1
-        lower = line_search(value, p, change / root)
-        if lower is p:
+        free, raised = below | (s > 0), True
+        while np.any(raised):
+            change = newton(curvature, root, s, gap, free)
+            raised = ~below & (change > 0)
+            free = free & ~raised
+        near = ~below & (s < 0)
+        change[near] = caps[near] / p[near] - 1                         # what rounding has left
+        lower = line_search(value, p, change, caps)
+        if np.array_equal(lower, p):
             break
         p = lower
     return p
+
+
+def lowest(s, caps):
+    """The mixture under the caps whose <s, p> is least: the best groups have all that they may."""
+    order = s.argsort()
+    p = np.zeros(len(s))
+    p[order] = np.diff(np.minimum(np.cumsum(caps[order]), 1), prepend=0)
+    return p
+
+
+def newton(curvature, root, s, gap, free):
+    """The relative change of each share in one step, (m,): 0 where not `free`, and sums stay.
+
+    curvature: the Hessian in units of root = sqrt(p).  s: (m,) slopes.  gap: what is left to gain.
+    """
+    inner = curvature[np.ix_(free, free)]
+    eigenvalues, basis = np.linalg.eigh((inner + inner.T) / 2)
+    upward = (basis * np.abs(eigenvalues)) @ basis.T                # a saddle must not attract
+    damping = np.diag(np.abs(s[free]) + gap)                        # no share moves by over 1 of it
+    root = root[free]
+    downhill, level = np.linalg.solve(upward + damping, np.column_stack((-root * s[free], root))).T
+    change = np.zeros(len(s))
+    change[free] = (downhill - level * (root @ downhill) / (root @ level)) / root
+    return change
 
 
 def hessian(slope, p, g):
@@ -900,14 +953,15 @@ def hessian(slope, p, g):
     return H
 
 
-def line_search(value, p, change):
+def line_search(value, p, change, caps):
     """p * (1 + size * change), size 1 halved until it goes down, or doubled while that is lower.
 
-    No share loses more than 99 per cent. Returns p itself if no size, however small, goes down.
+    No share loses more than 99 per cent, and what is over a cap goes to the others. Returns p
+    itself if no size, however small, goes down.
     """
     def at(size):
         q = p * np.maximum(1 + size * change, .01)
-        return np.maximum(q / q.sum(), 1e-200)
+        return np.maximum(project(q, caps), 1e-200)
 
     size, height = 1.0, value(p)
     while not value(at(size)) <= height + 1e-15 * abs(height):

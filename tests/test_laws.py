@@ -403,6 +403,128 @@ def test_the_solver_finds_an_optimum_in_a_corner_on_an_edge_or_inside(problem):
     assert abs(value(law, w, objective, p) - least) <= 1e-6 * max(1, abs(least))
 
 
+# ---- the solver under caps and near a prior ----
+
+
+def objective_of(law, w, objective, prior, kl):
+    """What solve_static minimises, and its slope up to a constant, as functions of p."""
+    def total(p):
+        return value(law, w, objective, p) + kl * p @ np.log(p / prior)
+
+    def slope(p):
+        pull = w if objective == "loss" else softmax(np.log(w) + law(p))
+        return pull @ law.gradient(p) + kl * np.log(p / prior)
+    return total, slope
+
+
+def residual(slope, p, floor, caps):
+    """How far p is from the conditions of an optimum: each group that could have less wants none,
+    and each that could have more neither, to one level of the slopes; the level is the best."""
+    def at(level):
+        less = (p - floor) @ np.maximum(slope - level, 0)
+        return less + np.minimum(caps - p, 1) @ np.maximum(level - slope, 0)
+    return min(map(at, slope))
+
+
+@st.composite
+def limits(draw, m):
+    """(prior, kl, caps), the caps over a floor of .02, often just adding up to 1 and often none."""
+    rng = rng_of(draw(seeds))
+    caps = .02 + (1 - .02 * m) * rng.dirichlet(np.full(m, .5))
+    caps *= draw(st.sampled_from([1, 1.0001, 1.5, 4]))
+    prior = .9 * rng.dirichlet(np.ones(m)) + .1 / m
+    kl = draw(st.sampled_from([0, 1e-3, .05, 1., 30.]))
+    return prior, kl, np.where(rng.uniform(0, 1, m) < draw(st.sampled_from([0, .5])), np.inf, caps)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_under_caps_and_near_a_prior_no_mixture_is_lower_than_what_the_solver_finds(data):
+    """Free groups have one slope, groups at their cap want more and those at the floor less."""
+    law, w, objective, floor = data.draw(convex_problems())
+    prior, kl, caps = data.draw(limits(law.m))
+    p = solve_static(law, w, objective, floor=floor, prior=prior, kl=kl, caps=caps)
+    same(p.sum(), 1)
+    assert (p >= floor * (1 - 1e-9)).all() and (p <= caps * (1 + 1e-9)).all()
+    assume(objective == "loss" or law(p).max() < 1e4)               # else rounding decides a slope
+    total, slope = objective_of(law, w, objective, prior, kl)
+    size = max(1, abs(total(p)), (np.abs(law.gradient(p)) @ p).max())
+    assert residual(slope(p), p, floor, caps) <= 1e-8 * size
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_near_a_prior_the_optimum_is_the_prior_times_the_exponent_of_the_gain_capped(data):
+    """p = min(caps, C prior exp(-df/dp / kl)): Olmix's own condition (M1, M2)."""
+    m = data.draw(sizes)
+    law, (prior, _, caps) = a_law(data.draw(seeds), m), data.draw(limits(m))
+    for limit in (caps, np.full(m, np.inf)):
+        p = solve_static(law, prior=prior, kl=.5, caps=limit)
+        gain = np.exp(-law.gradient(p).sum(0) / .5)
+        same(p, aioli.project(prior * gain / (prior @ gain), limit), rtol=1e-4, atol=1e-8)
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_caps_and_a_prior_reduce_to_what_they_are_made_of(data):
+    """f = 0: the prior under caps, from uniform UniMax (M3); f linear: egd (S12); the prior weighs
+    all or nothing: M5."""
+    m = data.draw(sizes)
+    law, (prior, _, caps) = a_law(data.draw(seeds), m), data.draw(limits(m))
+    A = data.draw(matrices(m, scale=1.))
+    nothing, near = Straight(np.zeros(m), np.zeros((m, m))), dict(rtol=1e-4, atol=1e-5)
+    same(solve_static(nothing, prior=prior, kl=.1, caps=caps), aioli.project(prior, caps), **near)
+    same(solve_static(nothing, kl=.1, caps=caps), aioli.project(np.full(m, 1 / m), caps), **near)
+    line = Straight(np.zeros(m), A)
+    same(solve_static(line, prior=prior, kl=.5), aioli.egd(prior, A.sum(0), 1 / .5), **near)
+    same(solve_static(line, prior=prior, kl=.5, caps=caps),
+         aioli.project(aioli.egd(prior, A.sum(0), 1 / .5), caps), **near)
+    same(solve_static(law, prior=prior, kl=1e6, caps=caps), aioli.project(prior, caps), **near)
+    same(law(solve_static(law, prior=prior, kl=1e-7, caps=caps)).sum(),
+         law(solve_static(law, caps=caps)).sum(), rtol=1e-5)
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_the_more_the_prior_weighs_the_nearer_the_mixture_and_the_higher_the_loss(data):
+    m = data.draw(sizes)
+    law, (prior, _, caps) = a_law(data.draw(seeds), m), data.draw(limits(m))
+    path = [solve_static(law, prior=prior, kl=x, caps=caps) for x in (0, .01, .1, .5, 2, 20)]
+    assert np.all(np.diff([kl(p, prior) for p in path]) <= 1e-8)
+    assert np.all(np.diff([law(p).sum() for p in path]) >= -1e-8)
+
+
+@settings(max_examples=15)
+@given(st.integers(3, 6), seeds, st.booleans())
+def test_the_optimum_of_groups_frozen_in_its_proportions_is_the_optimum(m, seed, capped):
+    """The last two become one group, whose cap is the first that one of them would meet (M7)."""
+    law, rng = a_law(seed, m), rng_of(seed)
+    caps = 1 / m + rng.uniform(0, .3, m) if capped else np.full(m, np.inf)
+    p = solve_static(law, caps=caps)
+    assume(p[-2:].min() > 1e-6)
+    inside = p[-2:] / p[-2:].sum()
+    frozen = LogLinear(law.c, np.column_stack((law.t[:, :-2], law.t[:, -2:] @ inside)))
+    q = solve_static(frozen, caps=np.append(caps[:-2], (caps[-2:] / inside).min()))
+    same(np.append(q[:-1], q[-1] * inside), p, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("limits, says", [
+    (dict(caps=[.3, .3, .3]), "add up to 1"), (dict(caps=[.01, 1, 1], floor=.02), "caps must be 0"),
+    (dict(prior=[.5, .5, 0]), "3 shares above 0"), (dict(prior=[.5, .5]), "3 shares above 0"),
+    (dict(kl=-1), "--kl -1 is out of range"), (dict(kl=np.nan), "out of range"),
+    (dict(weights=[1, 1, -1], objective="perplexity"), "minimise --objective loss")])
+def test_limits_that_leave_no_problem_are_refused(limits, says):
+    with pytest.raises(ValueError, match=says):
+        solve_static(a_law(0, 3), **limits)
+
+
+def test_a_loss_that_should_rise_has_a_weight_below_0():
+    """An accuracy, say; the corner with the most of it wins."""
+    law = Straight(np.zeros(2), np.array([[1., 0.], [0., -3.]]))
+    same(solve_static(law, weights=[1, 1]), [1, 0], atol=1e-6)
+    same(solve_static(law, weights=[1, -1]), [0, 1], atol=1e-6)
+
+
 def test_a_group_that_first_steps_drive_out_comes_back():
     """Losses 2.0, 1.5 and 4.1 at uniform, half of each reducible, a fifth of the run over."""
     n, L = np.full(3, 1 / 15), np.array([2., 1.5, 4.1])
