@@ -989,42 +989,51 @@ def check_runs(mixtures, losses, need):
     return P / P.sum(1, keepdims=True), L
 
 
-def fit(build, starts, mixtures, losses, delta=.02, iterations=1000):
-    """The law build(x), x (n, d), with the least Huber error, from the best of `starts` per loss.
+def fit(build, guess, mixtures, losses, delta=.02, iterations=300):
+    """The law build(x), x (n, d), with the least Huber error, each loss fitted on its own.
 
-    torch's L-BFGS in float64. delta, nats: errors beyond it count linearly, so that one run that
-    went wrong does not bend the law.
+    guess(P, y) gives the starts (d,) for one loss y (R,), of which the best end is kept. torch's
+    L-BFGS in float64. delta, nats: errors beyond it count linearly, so that one run that went wrong
+    does not bend the law. Warns where a loss has fewer runs than there are numbers to fit.
     """
     import torch
-    P = torch.tensor(mixtures, dtype=torch.float64)
-    L = torch.tensor(losses, dtype=torch.float64)
-    best, best_error = np.array(starts[0]), np.full(L.shape[1], np.inf)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)                                        # small arrays lose by sharing
-
-    def errors(x):
-        predicted = build(x)(P)
-        return torch.nn.functional.huber_loss(predicted, L, delta=delta, reduction="none").sum(0)
-
-    for start in starts:
-        x = torch.tensor(start, dtype=torch.float64, requires_grad=True)         # (n, d)
-        solver = torch.optim.LBFGS([x], max_iter=iterations, history_size=30, tolerance_grad=1e-10,
-                                   tolerance_change=1e-14, line_search_fn="strong_wolfe")
-
-        def closure(x=x, solver=solver):
-            solver.zero_grad()
-            total = errors(x).sum()
-            total.backward()
-            return total
-
-        solver.step(closure)
-        found, error = x.detach().numpy(), errors(x).detach().numpy()
-        better = error < best_error
-        best[better], best_error[better] = found[better], error[better]
+    ends = []
+    for y in losses.T.copy():                                       # alike in memory, to the bit
+        found = [polish(build, x, mixtures, y, delta, iterations) for x in guess(mixtures, y)]
+        ends.append(min(found, key=lambda end: end[0]))
     torch.set_num_threads(threads)
-    if not np.isfinite(best_error).all():
+    if not np.isfinite([error for error, _ in ends]).all():
         raise ValueError("the law finds no finite fit to these losses; leave out the largest")
-    return build(best)
+    x = np.array([x for _, x in ends])
+    if x.shape[1] > len(mixtures):
+        warnings.warn(f"{x.shape[1]} numbers of a law are fitted to {len(mixtures)} runs, so that "
+                      "it says little of mixtures between them; give it more runs", stacklevel=3)
+    return build(x)
+
+
+def polish(build, start, P, y, delta, iterations):
+    """L-BFGS from start (d,) on the Huber error of one loss y (R,) -> error, or inf, and x (d,)."""
+    import torch
+    P, y = torch.tensor(P, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
+    x = torch.tensor(start[None], dtype=torch.float64, requires_grad=True)          # (1, d)
+    solver = torch.optim.LBFGS([x], max_iter=iterations, history_size=30, tolerance_grad=1e-10,
+                               tolerance_change=1e-14, line_search_fn="strong_wolfe")
+
+    def error():
+        predicted = build(x)(P)[:, 0]
+        return torch.nn.functional.huber_loss(predicted, y, delta=delta, reduction="sum")
+
+    def closure():
+        solver.zero_grad()
+        total = error()
+        total.backward()
+        return total
+
+    solver.step(closure)
+    end = error().item()
+    return (end if finite(end) else np.inf), x.detach().numpy()[0]
 
 
 def fit_log_linear(mixtures, losses, delta=.02):
@@ -1036,45 +1045,42 @@ def fit_log_linear(mixtures, losses, delta=.02):
     """
     P, L = check_runs(mixtures, losses, np.shape(mixtures)[1] + 1)
     fit_linear_dynamic(P, L)                            # refuses mixtures that determine no law
-    guesses, errors = [], []
-    for share in 1 - np.geomspace(1e-3, 1, 30):                         # c, of the lowest loss
-        c = share * L.min(0)
-        logarithms, *_ = np.linalg.lstsq(P, np.log(L - c), rcond=None)  # (m, n)
-        t = logarithms.T
-        guesses.append(np.column_stack((np.log(np.maximum(c, 1e-6)), t)))
-        errors.append(((LogLinear(c, t)(P) - L) ** 2).sum(0))
 
-    guesses = np.array(guesses)                                         # (30, n, 1 + m)
-    order = np.argsort(errors, axis=0)                                  # (30, n), best first
-    each_loss = np.arange(L.shape[1])
-    starts = [guesses[order[rank], each_loss] for rank in (0, 3, 8)]
+    def guess(P, y):
+        guesses, errors = [], []
+        for c in (1 - np.geomspace(1e-3, 1, 30)) * y.min():
+            t, *_ = np.linalg.lstsq(P, np.log(y - c), rcond=None)   # (m,)
+            guesses.append(np.append(np.log(max(c, 1e-6)), t))
+            errors.append(((c + np.exp(P @ t) - y) ** 2).sum())
+        order = np.argsort(errors)                                  # best first
+        return [guesses[order[rank]] for rank in (0, 3, 8)]
 
     def build(x):
         return LogLinear(c=np.e ** x[:, 0], t=x[:, 1:])
-    return fit(build, starts, P, L, delta)
+    return fit(build, guess, P, L, delta)
 
 
 def fit_power_law(mixtures, losses, delta=.02):
     """Fit Power to R finished runs: mixtures (R, m), losses (R, n). Deterministic, two starts.
 
-    All parameters are fitted as logarithms, which keeps them positive.
+    All parameters are fitted as logarithms, which keeps them positive, and the exponents g by their
+    log-odds: below 1 the law is convex. (Above 1, a group of which no run had much would promise
+    what none has shown.)
     """
     P, L = check_runs(mixtures, losses, 3)
     fit_linear_dynamic(P, L)                            # refuses mixtures that determine no law
-    n, m = L.shape[1], P.shape[1]
-    starts = []
-    for c_share, g in ((.5, .7), (.7, .5)):                             # c, of the lowest loss
-        c = c_share * L.min(0)
-        eps = .9 / (L.max(0) - c)
-        a = .5 / (L.mean(0) - c)
-        columns = [np.log(c), np.log(eps), *np.tile(np.log(a), (m, 1)),
-                   *np.full((m, n), np.log(g))]
-        starts.append(np.column_stack(columns))                         # (n, 2 + 2 m)
+    m = P.shape[1]
+
+    def guess(P, y):
+        for c_share, g in ((.5, .7), (.7, .5)):                     # c, of the lowest loss
+            c = c_share * y.min()
+            first = np.log([c, .9 / (y.max() - c)] + m * [.5 / (y.mean() - c)])
+            yield np.append(first, m * [np.log(g / (1 - g))])       # (2 + 2 m,)
 
     def build(x):
-        x = np.e ** x
-        return Power(c=x[:, 0], eps=x[:, 1], a=x[:, 2:2 + m], g=x[:, 2 + m:])
-    return fit(build, starts, P, L, delta)
+        positive, g = np.e ** x[:, :2 + m], 1 / (1 + np.e ** -x[:, 2 + m:])
+        return Power(c=positive[:, 0], eps=positive[:, 1], a=positive[:, 2:], g=g)
+    return fit(build, guess, P, L, delta)
 
 
 # --- A law of the run's own losses, and two methods of ours that take A from it.

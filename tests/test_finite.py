@@ -362,4 +362,4 @@ def test_a_law_that_can_be_fitted_nowhere_is_not_made_up():
     def build(x):
         return lambda P: x.sum() * NAN + P
     with pytest.raises(ValueError, match="no finite fit"):
-        aioli.fit(build, [np.ones((2, 3))], P2, P2)
+        aioli.fit(build, lambda P, y: [np.ones(3)], P2, P2)

@@ -443,6 +443,8 @@ def test_under_caps_and_near_a_prior_no_mixture_is_lower_than_what_the_solver_fi
     """Free groups have one slope, groups at their cap want more and those at the floor less."""
     law, w, objective, floor = data.draw(convex_problems())
     prior, kl, caps = data.draw(limits(law.m))
+    with np.errstate(over="ignore"):
+        assume(np.isfinite(law(aioli.project(np.full(law.m, 1 / law.m), caps))).all())
     p = solve_static(law, w, objective, floor=floor, prior=prior, kl=kl, caps=caps)
     same(p.sum(), 1)
     assert (p >= floor * (1 - 1e-9)).all() and (p <= caps * (1 + 1e-9)).all()
@@ -630,6 +632,34 @@ def test_the_power_fit_recovers_the_predictions_of_the_law_that_made_the_losses(
     assert all(part.min() >= 0 for part in found)
     if m == 2:
         assert all(np.array_equal(a, b) for a, b in zip(found, fit_power_law(P, law(P))))
+
+
+@pytest.mark.parametrize("fit", [fit_log_linear, fit_power_law])
+def test_a_loss_has_the_same_law_whichever_others_are_fitted(fit):
+    """To the last bit, without its neighbours and in another order."""
+    law, P = a_law(3, 2, 3), cover(2, 7, rng_of(0))
+    L = law(P) + .02 * rng_of(1).normal(size=(7, 3))
+    together = fit(P, L)
+    for chosen in ([2], [2, 0]):
+        alone = fit(P, L[:, chosen])
+        assert all(np.array_equal(part[chosen], own) for part, own in zip(together, alone))
+
+
+def test_a_power_law_has_diminishing_returns_where_losses_have_none():
+    """Exponents are at most 1, also for a group whose use grows with its share."""
+    P = cover(2, 12, rng_of(0))
+    found = fit_power_law(P, 3 - P ** 2)
+    assert found.g.max() <= 1 and np.abs(found(P) - (3 - P ** 2)).max() < .3
+
+
+@pytest.mark.parametrize("fit, runs, warns", [
+    (fit_power_law, 7, "8 numbers of a law are fitted to 7 runs"), (fit_power_law, 8, None),
+    (fit_log_linear, 4, None)])
+def test_a_law_with_more_numbers_than_runs_says_so(fit, runs, warns, recwarn):
+    P = cover(3, runs, rng_of(0))
+    fit(P, a_power_law(0, 3)(P)[:, :1])
+    said = [str(warning.message) for warning in recwarn]
+    assert len(said) == bool(warns) and all(warns in line for line in said)
 
 
 @pytest.mark.parametrize("fit", [fit_log_linear, fit_power_law])
