@@ -98,16 +98,14 @@ class History:
 
     groups: the m names.  sizes: (m,) training tokens of each.  batch: windows per step.
     seed: of the method's own choices (probe order), drawn from `rng`, so that a method replayed
-    makes the same ones.  runs: finished runs to fit laws to instead of a sweep, mixtures (R, m) and
-    losses (R, n).  warmup: share of the run's steps in which the learning rate rises.
+    makes the same ones.  warmup: share of the run's steps in which the learning rate rises.
     """
 
-    def __init__(self, groups, sizes, batch, seed=0, runs=None, warmup=.1):
+    def __init__(self, groups, sizes, batch, seed=0, warmup=.1):
         self.groups = list(groups)
         self.sizes = np.asarray(sizes, float).reshape(len(self.groups))
         self.batch = batch
         self.seed = seed
-        self.runs = runs
         self.warmup = warmup
         self.m = len(self.groups)
         if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
@@ -295,14 +293,7 @@ def fixed(h, steps, mixture=""):
 
     mixture: shares joined by +, in the order of the groups, scaled to sum 1 (default: equal).
     """
-    try:
-        p = np.array([float(share) for share in mixture.split("+")]) if mixture else h.uniform
-    except ValueError:
-        p = np.zeros(0)
-    if len(p) != h.m or not ((p >= 0).all() and 0 < p.sum() < np.inf):
-        raise ValueError(f"--mixture {mixture!r} is not {h.m} shares joined by +, "
-                         f"one for each of {', '.join(h.groups)}")
-    yield Train(p / p.sum(), steps)
+    yield Train(parse_mixture(mixture, h.groups) if mixture else h.uniform, steps)
 
 
 def natural(h, steps, alpha=1.0):
@@ -727,12 +718,6 @@ def sweep(h, steps, points, objective, least=1):
     their seeds, share them.
     """
     check(points=points, objective=objective)
-    if h.runs is not None:
-        P, L = map(np.asarray, h.runs)
-        check_runs(P, L, 1)
-        if P.shape[1] != h.m or not np.allclose(P.sum(1), 1, rtol=0):
-            raise ValueError(f"runs need mixtures of {h.m} groups that sum to 1")
-        return P, L
     check(points=least)
     P = cover(h.m, max(points, least), np.random.default_rng(0))
     names = [f"sweep-{number}" for number in range(len(P))]
@@ -755,36 +740,71 @@ def grid(h, steps, points=9, objective="loss"):
     yield Train(P[best], steps)
 
 
-def dml(h, steps, points=9, objective="loss"):
+def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
     """Data Mixing Laws (arXiv 2403.16952): fit L_i(p) = c_i + exp(t_i . p) to a sweep, minimise.
 
     A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
     Extra cost: `points` full runs, or m + 1 if that is more, as the law needs them; the paper of
     Aioli uses 10. Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is
-    enforced here and the problem is convex.
+    enforced here and the problem is convex; and the proposal stays where runs have been (see
+    `propose`).
     points: number of scratch runs.  objective: average loss, or average perplexity.
+    kl: nats that a nat of KL(p || prior) must gain, as in Olmix (.05 there).
+    mixture_prior: natural, uniform, or shares joined by +.
 
     >>> solve_static(LogLinear(c=np.zeros(2), t=-np.eye(2))).round(6)
     array([0.5, 0.5])
     """
-    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
-    law = fit_log_linear(P, L)
-    yield Train(solve_static(law, objective=objective), steps, A=-law.t)
+    law, p = yield from by_law(h, steps, fit_log_linear, points, objective, kl, mixture_prior)
+    yield Train(p, steps, A=-law.t)
 
 
-def power(h, steps, points=9, objective="loss"):
+def power(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
     """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better.
 
-    A = minus the law's gradient at the optimum. No group gets less than the least share that any
-    run gave one (or half of 1/m, if that is less): a power law is not to be trusted in a corner
-    where no run has been. Extra cost: as dml.
-    points: number of scratch runs.  objective: average loss, or average perplexity.
+    A = minus the law's gradient at the optimum. Extra cost: as dml. Settings as dml.
     """
-    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
-    law = fit_power_law(P, L)
-    floor = min(P.min(), .5 / h.m)
-    p = solve_static(law, objective=objective, starts=1 + h.m, floor=floor)
+    law, p = yield from by_law(h, steps, fit_power_law, points, objective, kl, mixture_prior)
     yield Train(p, steps, A=-law.gradient(p))
+
+
+def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
+    """A sweep, the law fitted to it, and the mixture that this proposes."""
+    check(kl=kl)
+    named = {"natural": h.sizes, "uniform": h.uniform}
+    prior = named[mixture_prior] if mixture_prior in named else parse_mixture(
+        mixture_prior, h.groups, "--mixture-prior")
+    prior = check_prior(prior, h.m)
+
+    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
+    law = fit_law(P, L)
+    return law, propose(law, P, objective, kl=kl, prior=prior)
+
+
+def propose(law, P, objective="loss", weights=None, kl=0.0, prior=None):
+    """The best mixture by a law fitted to runs P (R, m), of those where runs have been -> p (m,).
+
+    No group gets more than the most that any run gave it, nor less than the least that any run gave
+    one (or half of 1/m, if that is less): beyond, a law says what nobody has seen.
+    weights: (n,) of the losses, scaled here so that kl is in nats of their average; default equal.
+    objective, kl, prior: as for solve_static.
+    """
+    w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
+    floor = min(P.min(), .5 / law.m)
+    return solve_static(law, w / np.abs(w).sum(), objective, starts=1 + law.m, floor=floor,
+                        prior=prior, kl=kl, caps=P.max(0))
+
+
+def parse_mixture(text, groups, flag="--mixture"):
+    """Shares joined by +, in the order of the groups -> a mixture (m,). Raises ValueError."""
+    try:
+        p = np.array([float(share) for share in text.split("+")])
+    except ValueError:
+        p = np.zeros(0)
+    if len(p) != len(groups) or not ((p >= 0).all() and 0 < p.sum() < np.inf):
+        raise ValueError(f"{flag} {text!r} is not {len(groups)} shares joined by +, "
+                         f"one for each of {', '.join(groups)}")
+    return p / p.sum()
 
 
 # --- How a law is minimised. (You may skip this and the fits at first reading.)
@@ -1282,7 +1302,7 @@ def learn_mixture(method, h, steps):
     before it, as that mixture is known by then. Of a method that keeps moving, the average over
     the run is taken, as the paper does.
     """
-    inner = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup)
+    inner = History(h.groups, h.sizes, h.batch, h.seed, h.warmup)
     program, reply = method(inner, steps), None
     while True:
         try:
@@ -1332,7 +1352,7 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
 
 def rehearse(h, steps, n, method, **settings):
     """Hear the method's first request after n steps, so that it complains about settings now."""
-    empty = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup)
+    empty = History(h.groups, h.sizes, h.batch, h.seed, h.warmup)
     empty.add(Train(h.uniform, n), loss=np.ones(h.m))
     next(method(empty, steps - n, **settings))
 

@@ -49,8 +49,8 @@ class Hostile:
         return dict(signals=signals, windows=windows, lr=1e-3)
 
 
-def briefly(build, starts, mixtures, losses, delta, fit=aioli.fit):
-    return fit(build, starts[:2], mixtures, losses, delta, iterations=3)
+def briefly(build, guess, mixtures, losses, delta, fit=aioli.fit):
+    return fit(build, guess, mixtures, losses, delta, iterations=3)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -335,19 +335,6 @@ def test_a_proxy_of_no_steps_leaves_equal_shares(method):
 
 
 P2 = cover(2, 5, None)
-
-
-@pytest.mark.parametrize("P, L", [
-    (P2, np.where(np.eye(5, 2) > 0, NAN, 3.)), (P2, np.full((5, 2), INF)), (P2, np.zeros((5, 2))),
-    (P2 * 100, np.ones((5, 2))), (P2[:, :1], np.ones((5, 2))), (P2[:4], np.ones((5, 2))),
-    (P2 * NAN, np.ones((5, 2))), (P2 * 0 + 1e308, np.ones((5, 2))), ([], []),
-    (np.hstack((P2, 0 * P2)), np.ones((5, 2))),
-])
-@pytest.mark.parametrize("method", ["grid", "dml", "power"])
-def test_finished_runs_of_others_are_finite_mixtures_of_these_groups(method, P, L):
-    h = History("ab", [1, 1], 8, runs=(P, L))
-    with np.errstate(all="ignore"), pytest.raises(ValueError):
-        next(METHODS[method](h, 100))
 
 
 @pytest.mark.parametrize("fit", [aioli.fit_log_linear, aioli.fit_power_law])

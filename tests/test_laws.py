@@ -637,12 +637,13 @@ def test_the_power_fit_recovers_the_predictions_of_the_law_that_made_the_losses(
 @pytest.mark.parametrize("fit", [fit_log_linear, fit_power_law])
 def test_a_loss_has_the_same_law_whichever_others_are_fitted(fit):
     """To the last bit, without its neighbours and in another order."""
-    law, P = a_law(3, 2, 3), cover(2, 7, rng_of(0))
-    L = law(P) + .02 * rng_of(1).normal(size=(7, 3))
-    together = fit(P, L)
-    for chosen in ([2], [2, 0]):
-        alone = fit(P, L[:, chosen])
-        assert all(np.array_equal(part[chosen], own) for part, own in zip(together, alone))
+    P = cover(2, 7, None)
+    L = a_law(3, 2, 3)(P) + .02 * rng_of(1).normal(size=(7, 3))
+    with swapped(fit=functools.partial(aioli.fit, iterations=10)):
+        together = fit(P, L)
+        for chosen in ([2], [1, 0]):
+            alone = fit(P, L[:, chosen])
+            assert all(np.array_equal(part[chosen], own) for part, own in zip(together, alone))
 
 
 def test_a_power_law_has_diminishing_returns_where_losses_have_none():
@@ -707,18 +708,43 @@ def test_dml_and_power_take_the_optimum_of_the_law_that_they_fit(method, fit, la
     (P, L), last = fitted[0], h.last.request
     assert len(P) == len(L) == 9 and np.array_equal(P, [row.request.p for row in h.rows[:-1]])
     assert np.array_equal(L, [law(p) for p in P])
-    floor = 0 if method is aioli.dml else P.min()
-    best = solve_static(law, objective=objective, starts=4, floor=floor)
+    best = solve_static(law, objective=objective, starts=4, floor=P.min(), caps=P.max(0))
     same(last.p, best, rtol=0, atol=1e-6)
     same(last.A, -law.t if method is aioli.dml else -law.gradient(last.p))
 
 
-def test_power_goes_into_no_corner_that_its_sweep_has_not_seen():
+@pytest.mark.parametrize("method", [aioli.dml, aioli.power])
+def test_no_proposal_goes_into_a_corner_that_its_sweep_has_not_seen(method):
     """Group 1 hurts every loss here, so the law's own optimum is p = (1, 0)."""
     a, h = np.array([[1., 0.], [1., 0.]]), history(2)
     law = Power(np.ones(2), np.ones(2), a, np.full((2, 2), .5))
-    drive(aioli.power(h, 10), Static(law), h)
+    drive(method(h, 10), Static(law), h)
     same(h.last.request.p, [.9, .1], rtol=1e-3)
+
+
+@settings(max_examples=20)
+@given(ms, seeds, st.integers(1, 9), st.floats(0, 2), objectives)
+def test_a_proposal_gives_no_group_more_than_some_run_gave_it(m, seed, runs, weight, objective):
+    """Nor less than the least that any group was given, and under these it is the best there is."""
+    law, rng = a_law(seed, m), rng_of(seed)
+    P, w = rng.dirichlet(np.ones(m), runs + 1), rng.uniform(.1, 1, m)
+    p = aioli.propose(law, P, objective, w, weight)
+    assert (p <= P.max(0) * (1 + 1e-9)).all() and p.min() >= min(P.min(), .5 / m) * (1 - 1e-9)
+    total, _ = objective_of(law, w / w.sum(), objective, np.full(m, 1 / m), weight)
+    assert all(total(p) <= total(q) + 1e-8 for q in P)
+
+
+def test_dml_and_power_stay_near_the_prior_that_is_asked_for():
+    law, h = a_law(1, 2), aioli.History("ab", [3e6, 1e6], 8)
+    known = {fit: lambda P, L: law for fit in ("fit_log_linear", "fit_power_law")}
+    for asked, prior in (("natural", [.75, .25]), ("uniform", [.5, .5]), ("1+4", [.2, .8])):
+        for method in (aioli.dml, aioli.power):
+            with swapped(**known):
+                drive(method(h, 10, kl=1e4, mixture_prior=asked), Static(law), h)
+            same(h.last.request.p, prior, rtol=1e-3)
+    for asked in ("1+2+3", "1+0", "natrual"):
+        with pytest.raises(ValueError, match="shares"):
+            next(aioli.dml(h, 10, mixture_prior=asked))
 
 
 def test_grid_takes_the_mixture_whose_average_is_least_in_what_it_minimises():
