@@ -99,14 +99,16 @@ class History:
     groups: the m names.  sizes: (m,) training tokens of each.  batch: windows per step.
     seed: of the method's own choices (probe order), drawn from `rng`, so that a method replayed
     makes the same ones.  warmup: share of the run's steps in which the learning rate rises.
+    window: tokens of a window, for methods that count epochs.
     """
 
-    def __init__(self, groups, sizes, batch, seed=0, warmup=.1):
+    def __init__(self, groups, sizes, batch, seed=0, warmup=.1, window=None):
         self.groups = list(groups)
         self.sizes = np.asarray(sizes, float).reshape(len(self.groups))
         self.batch = batch
         self.seed = seed
         self.warmup = warmup
+        self.window = window
         self.m = len(self.groups)
         if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
             raise ValueError(f"sizes must be above 0, not {self.listing(self.sizes)}")
@@ -259,7 +261,7 @@ LIMITS = {                      # least and largest value of a setting, whicheve
     "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
     "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, 10 ** 6), "wait": (0, 1),
     "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
-    "kl": (0, np.inf),
+    "kl": (0, np.inf), "epochs": (1e-9, np.inf),
 }
 
 
@@ -771,14 +773,49 @@ def power(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural")
 def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
     """A sweep, the law fitted to it, and the mixture that this proposes."""
     check(kl=kl)
-    named = {"natural": h.sizes, "uniform": h.uniform}
-    prior = named[mixture_prior] if mixture_prior in named else parse_mixture(
-        mixture_prior, h.groups, "--mixture-prior")
-    prior = check_prior(prior, h.m)
-
+    prior = prior_of(h, mixture_prior)
     P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
     law = fit_law(P, L)
     return law, propose(law, P, objective, kl=kl, prior=prior)
+
+
+def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural", epochs=4.0):
+    """Olmix (arXiv 2602.12237): dml near a prior, and no group is read over `epochs` times.
+
+    A = -t, as in dml; p is the least average loss + kl KL(p || prior) where p_j <= cap_j = epochs
+    n_j / tokens of the run. Of a run too long for all text together (caps sum to less than 1) the
+    caps are the natural mixture, as in UniMax. Extra cost: as dml. The release solves the same
+    problem with a cone solver, for bits per byte of tasks, and refuses a run that is too long. Its
+    runs are small and many, hundreds of 30M parameters; here they are those of the other laws. Only
+    the prior keeps the proposal where they have been: where it leaves them, it is warned of.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
+    kl: nats that a nat of KL(p || prior) must gain.  epochs: how often a group may be read.
+    mixture_prior: natural, uniform, or shares joined by +.
+    Raises ValueError where the History does not know how many tokens a window has.
+    """
+    check(kl=kl, epochs=epochs)
+    if not h.window:
+        raise ValueError("olmix counts tokens: say how many a window has, History(window=...)")
+    caps = epochs * h.sizes / (max(steps, 1) * h.batch * h.window)
+    caps /= min(caps.sum(), 1)
+    prior = prior_of(h, mixture_prior)
+
+    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
+    law = fit_log_linear(P, L)
+    p = solve_static(law, h.uniform, objective, prior=prior, kl=kl, caps=caps)
+    for group, share, most in zip(h.groups, p, P.max(0)):
+        if share > most * (1 + 1e-9):
+            warnings.warn(f"olmix proposes {share:.3f} of {group}, of which no run had more than "
+                          f"{most:.3f}; raise --kl or --points", stacklevel=2)
+    yield Train(p, steps, A=-law.t)
+
+
+def prior_of(h, mixture_prior):
+    """natural, uniform, or shares joined by + -> a mixture (m,), all above 0. ValueError."""
+    named = {"natural": h.sizes, "uniform": h.uniform}
+    if mixture_prior in named:
+        return check_prior(named[mixture_prior], h.m)
+    return check_prior(parse_mixture(mixture_prior, h.groups, "--mixture-prior"), h.m)
 
 
 def propose(law, P, objective="loss", weights=None, kl=0.0, prior=None):
@@ -1302,7 +1339,7 @@ def learn_mixture(method, h, steps):
     before it, as that mixture is known by then. Of a method that keeps moving, the average over
     the run is taken, as the paper does.
     """
-    inner = History(h.groups, h.sizes, h.batch, h.seed, h.warmup)
+    inner = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window)
     program, reply = method(inner, steps), None
     while True:
         try:
@@ -1352,12 +1389,12 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
 
 def rehearse(h, steps, n, method, **settings):
     """Hear the method's first request after n steps, so that it complains about settings now."""
-    empty = History(h.groups, h.sizes, h.batch, h.seed, h.warmup)
+    empty = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window)
     empty.add(Train(h.uniform, n), loss=np.ones(h.m))
     next(method(empty, steps - n, **settings))
 
 
 METHODS = {f.__name__: f for f in (
     stratified, fixed, natural, skillit, doremi, doge, aioli_rounds, aioli_published,
-    aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, grid, dml, power, aioli,
+    aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, grid, dml, power, olmix, aioli,
     horizon)}

@@ -1026,7 +1026,7 @@ def train_in(out, config, settings, corpus):
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
-                            warmup=config.warmup)
+                            warmup=config.warmup, window=trainer.shape.window)
     method = program(config, settings, history)
     known = scratch_runs(config, corpus.digest) if config.past else []
 

@@ -27,6 +27,7 @@ import torch
 
 import aioli
 import data
+import model
 import train
 from paper.figures import draw
 from paper.rows import (METHODS, STRATIFIED, Entry, longer, machine, parse_method, read_csv,
@@ -237,7 +238,8 @@ def hear_first_requests(lines, corpora, config):
     for line in lines:
         for groups, corpus in corpora.items():
             sizes = [len(tokens) for tokens in corpus.train]
-            history = aioli.History(corpus.groups, sizes, config.batch, warmup=config.warmup)
+            history = aioli.History(corpus.groups, sizes, config.batch, warmup=config.warmup,
+                                    window=model.PRESETS[config.preset].window)
             try:
                 next(aioli.METHODS[line.method](history, config.steps, **dict(line.settings)))
             except ValueError as error:

@@ -145,7 +145,7 @@ def test_the_reference_file_works_in_another_trainer():
 
 SHIPPED = {"stratified", "fixed", "natural", "skillit", "doremi", "doge", "aioli_rounds",
            "aioli_published", "aioli_static", "aioli_diagonal", "aioli_ood", "perplexity_weighted",
-           "grid", "dml", "power", "aioli", "horizon"}
+           "grid", "dml", "power", "olmix", "aioli", "horizon"}
 
 
 def test_the_table_of_methods_names_those_that_are_there():

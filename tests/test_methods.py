@@ -450,6 +450,51 @@ def test_dml_ends_at_the_closed_form_optimum_of_the_law_that_made_the_losses():
         same(h.last.request.p, [best, 1 - best], rtol=0, atol=2e-4)
 
 
+def original_olmix(t, prior, kl, caps):
+    """min mean_k exp(t_k . p) + kl sum_j p_j log(p_j / prior_j) under p <= caps, by small steps of
+    mirror descent, each cut to the caps by a bisection for the factor of the others."""
+    p, n, m = list(prior), len(t), len(prior)
+    for _ in range(1500):
+        heights = [math.exp(sum(a * b for a, b in zip(row, p))) / n for row in t]
+        slopes = [sum(heights[k] * t[k][j] for k in range(n)) for j in range(m)]
+        raw = [p[j] ** (1 - .3 * kl) * prior[j] ** (.3 * kl) * math.exp(-.3 * slopes[j])
+               for j in range(m)]
+        low, high = 0.0, 1e9
+        for _ in range(100):
+            C = (low + high) / 2
+            fills = sum(min(cap, C * x) for cap, x in zip(caps, raw)) < 1
+            low, high = (C, high) if fills else (low, C)
+        p = [min(cap, C * x) for cap, x in zip(caps, raw)]
+    return p
+
+
+@pytest.mark.parametrize("kl, epochs, prior", [
+    (.05, 4., "natural"), (.5, 1.2, "natural"), (.05, 1.2, "uniform"), (1., 50., "1+2+3+4")])
+def test_olmix_is_the_problem_of_its_paper(kl, epochs, prior):
+    """A run of 6,400 tokens, of 6,000 that there are."""
+    n, t = np.array([300., 900., 1800., 3000.]), rng_of(3).uniform(-1, .5, (4, 4)) - np.eye(4)
+    shares = dict(natural=n / 6000, uniform=np.full(4, .25)).get(prior, np.arange(1, 5) / 10)
+    law, h = aioli.LogLinear(np.ones(4), t), history(4, 8, n)
+    with swapped(fit_log_linear=lambda P, L: law):
+        drive(aioli.olmix(h, 50, kl=kl, epochs=epochs, mixture_prior=prior), Static(law), h)
+    original = original_olmix(t.tolist(), shares, kl, epochs * n / 6400)
+    same(h.last.request.p, original, 0, 1e-5)
+    same(h.last.request.A, -t)
+
+
+def test_olmix_of_a_run_that_is_too_long_is_natural_and_it_warns_where_it_leaves_the_runs():
+    law, n = aioli.LogLinear(np.ones(2), np.array([[-5., 0.], [-5., 0.]])), np.array([100., 300.])
+    with swapped(fit_log_linear=lambda P, L: law):
+        h = history(2, 8, n)
+        drive(aioli.olmix(h, 50), Static(law), h)
+        same(h.last.request.p, [.25, .75])
+        h = history(2, 8, n)
+        with pytest.warns(UserWarning, match="proposes 1.000 of a, of which no run had .* 0.900"):
+            drive(aioli.olmix(h, 50, epochs=1e6, kl=1e-3), Static(law), h)
+    with pytest.raises(ValueError, match=r"say how many a window has, History\(window=...\)"):
+        next(aioli.olmix(history(2, window=None), 10))
+
+
 @pytest.mark.parametrize("method", ["dml", "power"])
 def test_a_static_method_is_as_good_as_the_best_of_a_fine_grid(method):
     """A grid of mixtures is the original's optimiser; three groups, 9 or 24 runs, an exact law."""
@@ -572,7 +617,7 @@ def test_groups_that_may_not_be_trained_on_are_not_and_have_no_column(data, abse
 A4 = np.array([[3., .2, -.4, .3], [.1, 2., .5, -.2], [-.2, .3, 1., .4], [.6, -.1, .2, .8]]) * 1e-3
 SWEEP = {f"sweep-{number}": 1 for number in range(9)}
 EXTRA = dict(               # extra runs of the shipped methods, in full lengths, as documented
-    stratified={}, fixed={}, natural={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
+    stratified={}, fixed={}, natural={}, grid=SWEEP, dml=SWEEP, power=SWEEP, olmix=SWEEP,
     skillit={f"only-{group}": 1 for group in NAMES[:4]}, doremi=dict(reference=1, proxy=1),
     doge=dict(proxy=1), aioli_rounds={}, aioli_published={}, aioli_static={}, aioli_diagonal={},
     aioli_ood={}, perplexity_weighted={}, aioli={}, horizon={})

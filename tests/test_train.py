@@ -96,7 +96,7 @@ GROUPS = ["cycle", "words", "noise"]
 def requests_of(method, steps, settings):
     """All that a method asks for when it is told made-up losses and signals."""
     rng, m = np.random.default_rng(0), len(GROUPS)
-    history = aioli.History(GROUPS, [6000] * len(GROUPS), batch=8)
+    history = aioli.History(GROUPS, [6000] * len(GROUPS), batch=8, window=16)
     program, reply = method(history, steps, **settings), None
     while True:
         try:

@@ -15,9 +15,9 @@ from aioli import History, Peek, Train, Update
 NAMES = "abcdefghijklmnopqrstuvwxyz"
 
 
-def history(m, batch=8, sizes=None, seed=0, warmup=.1):
+def history(m, batch=8, sizes=None, seed=0, warmup=.1, window=16):
     sizes = np.arange(1., m + 1) if sizes is None else sizes
-    return History(NAMES[:m], sizes, batch, seed, warmup=warmup)
+    return History(NAMES[:m], sizes, batch, seed, warmup=warmup, window=window)
 
 
 def drive(method, world, h, past=()):
