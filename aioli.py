@@ -98,17 +98,15 @@ class History:
 
     groups: the m names.  sizes: (m,) training tokens of each.  batch: windows per step.
     seed: of the method's own choices (probe order), drawn from `rng`, so that a method replayed
-    makes the same ones.  runs: finished runs to fit laws to instead of a sweep, mixtures (R, m) and
-    losses (R, n).  warmup: share of the run's steps in which the learning rate rises.  window:
-    tokens of a window, for methods that count epochs.
+    makes the same ones.  warmup: share of the run's steps in which the learning rate rises.
+    window: tokens of a window, for methods that count epochs.
     """
 
-    def __init__(self, groups, sizes, batch, seed=0, runs=None, warmup=.1, window=None):
+    def __init__(self, groups, sizes, batch, seed=0, warmup=.1, window=None):
         self.groups = list(groups)
         self.sizes = np.asarray(sizes, float).reshape(len(self.groups))
         self.batch = batch
         self.seed = seed
-        self.runs = runs
         self.warmup = warmup
         self.window = window
         self.m = len(self.groups)
@@ -249,6 +247,18 @@ def project(p, caps):
         capped |= over
 
 
+def caps_of(h, steps, epochs):
+    """The largest share of each group, (m,), with which a run reads it at most `epochs` times.
+
+    Where all text together does not last so long they are its shares, which repeat it more often.
+    Raises ValueError where the History does not know how many tokens a window has.
+    """
+    if not h.window:
+        raise ValueError("epochs are of tokens: say how many a window has, History(window=...)")
+    caps = epochs * h.sizes / (max(steps, 1) * h.batch * h.window)
+    return caps / min(caps.sum(), 1)
+
+
 def lmo_step(p, A, eta):
     """The framework's update: a step of size eta on the column sums of A, (n, m) -> p (m,).
 
@@ -290,7 +300,7 @@ LIMITS = {                      # least and largest value of a setting, whicheve
     "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
     "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, 10 ** 6), "wait": (0, 1),
     "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
-    "epochs": (1e-9, np.inf), "robust": (0, np.inf),
+    "kl": (0, np.inf), "epochs": (1e-9, np.inf), "robust": (0, np.inf),
 }
 
 
@@ -324,14 +334,7 @@ def fixed(h, steps, mixture=""):
 
     mixture: shares joined by +, in the order of the groups, scaled to sum 1 (default: equal).
     """
-    try:
-        p = np.array([float(share) for share in mixture.split("+")]) if mixture else h.uniform
-    except ValueError:
-        p = np.zeros(0)
-    if len(p) != h.m or not ((p >= 0).all() and 0 < p.sum() < np.inf):
-        raise ValueError(f"--mixture {mixture!r} is not {h.m} shares joined by +, "
-                         f"one for each of {', '.join(h.groups)}")
-    yield Train(p / p.sum(), steps)
+    yield Train(parse_mixture(mixture, h.groups) if mixture else h.uniform, steps)
 
 
 def natural(h, steps, alpha=1.0):
@@ -361,10 +364,7 @@ def unimax(h, steps, epochs=4.0):
     array([0.1 , 0.2 , 0.35, 0.35])
     """
     check(epochs=epochs)
-    if not h.window:
-        raise ValueError("unimax counts tokens: say how many a window has, History(window=...)")
-    caps = epochs * h.sizes / (max(steps, 1) * h.batch * h.window)
-    yield Train(project(h.uniform, caps / min(caps.sum(), 1)), steps)
+    yield Train(project(h.uniform, caps_of(h, steps, epochs)), steps)
 
 
 # --- Online methods that take A from extra runs: Skill-It, DoReMi, DoGE.
@@ -855,12 +855,6 @@ def sweep(h, steps, points, objective, least=1):
     their seeds, share them.
     """
     check(points=points, objective=objective)
-    if h.runs is not None:
-        P, L = map(np.asarray, h.runs)
-        check_runs(P, L, 1)
-        if P.shape[1] != h.m or not np.allclose(P.sum(1), 1, rtol=0):
-            raise ValueError(f"runs need mixtures of {h.m} groups that sum to 1")
-        return P, L
     check(points=least)
     P = cover(h.m, max(points, least), np.random.default_rng(0))
     names = [f"sweep-{number}" for number in range(len(P))]
@@ -883,36 +877,102 @@ def grid(h, steps, points=9, objective="loss"):
     yield Train(P[best], steps)
 
 
-def dml(h, steps, points=9, objective="loss"):
+def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
     """Data Mixing Laws (arXiv 2403.16952): fit L_i(p) = c_i + exp(t_i . p) to a sweep, minimise.
 
     A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
     Extra cost: `points` full runs, or m + 1 if that is more, as the law needs them; the paper of
     Aioli uses 10. Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is
-    enforced here and the problem is convex.
+    enforced here and the problem is convex; and the proposal stays where runs have been (see
+    `propose`).
     points: number of scratch runs.  objective: average loss, or average perplexity.
+    kl: nats that a nat of KL(p || prior) must gain, as in Olmix (.05 there).
+    mixture_prior: natural, uniform, or shares joined by +.
 
     >>> solve_static(LogLinear(c=np.zeros(2), t=-np.eye(2))).round(6)
     array([0.5, 0.5])
     """
-    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
-    law = fit_log_linear(P, L)
-    yield Train(solve_static(law, objective=objective), steps, A=-law.t)
+    law, p = yield from by_law(h, steps, fit_log_linear, points, objective, kl, mixture_prior)
+    yield Train(p, steps, A=-law.t)
 
 
-def power(h, steps, points=9, objective="loss"):
+def power(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
     """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better.
 
-    A = minus the law's gradient at the optimum. No group gets less than the least share that any
-    run gave one (or half of 1/m, if that is less): a power law is not to be trusted in a corner
-    where no run has been. Extra cost: as dml.
-    points: number of scratch runs.  objective: average loss, or average perplexity.
+    A = minus the law's gradient at the optimum. Extra cost: as dml. Settings as dml.
     """
-    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
-    law = fit_power_law(P, L)
-    floor = min(P.min(), .5 / h.m)
-    p = solve_static(law, objective=objective, starts=1 + h.m, floor=floor)
+    law, p = yield from by_law(h, steps, fit_power_law, points, objective, kl, mixture_prior)
     yield Train(p, steps, A=-law.gradient(p))
+
+
+def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
+    """A sweep, the law fitted to it, and the mixture that this proposes."""
+    check(kl=kl)
+    prior = prior_of(h, mixture_prior)
+    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
+    law = fit_law(P, L)
+    return law, propose(law, P, objective, kl=kl, prior=prior)
+
+
+def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural", epochs=4.0):
+    """Olmix (arXiv 2602.12237): dml near a prior, and no group is read over `epochs` times.
+
+    A = -t, as in dml; p is the least average loss + kl KL(p || prior) where p_j <= cap_j = epochs
+    n_j / tokens of the run. Of a run too long for all text together (caps sum to less than 1) the
+    caps are the natural mixture, as in UniMax. Extra cost: as dml. The release solves the same
+    problem with a cone solver, for bits per byte of tasks, and refuses a run that is too long. Its
+    runs are small and many, hundreds of 30M parameters; here they are those of the other laws. Only
+    the prior keeps the proposal where they have been: where it leaves them, it is warned of.
+    points: number of scratch runs.  objective: average loss, or average perplexity.
+    kl: nats that a nat of KL(p || prior) must gain.  epochs: how often a group may be read.
+    mixture_prior: natural, uniform, or shares joined by +.
+    Raises ValueError where the History does not know how many tokens a window has.
+    """
+    check(kl=kl, epochs=epochs)
+    caps, prior = caps_of(h, steps, epochs), prior_of(h, mixture_prior)
+
+    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
+    law = fit_log_linear(P, L)
+    p = solve_static(law, h.uniform, objective, prior=prior, kl=kl, caps=caps)
+    for group, share, most in zip(h.groups, p, P.max(0)):
+        if share > most * (1 + 1e-9):
+            warnings.warn(f"olmix proposes {share:.3f} of {group}, of which no run had more than "
+                          f"{most:.3f}; raise --kl or --points", stacklevel=2)
+    yield Train(p, steps, A=-law.t)
+
+
+def prior_of(h, mixture_prior):
+    """natural, uniform, or shares joined by + -> a mixture (m,), all above 0. ValueError."""
+    named = {"natural": h.sizes, "uniform": h.uniform}
+    if mixture_prior in named:
+        return check_prior(named[mixture_prior], h.m)
+    return check_prior(parse_mixture(mixture_prior, h.groups, "--mixture-prior"), h.m)
+
+
+def propose(law, P, objective="loss", weights=None, kl=0.0, prior=None):
+    """The best mixture by a law fitted to runs P (R, m), of those where runs have been -> p (m,).
+
+    No group gets more than the most that any run gave it, nor less than the least that any run gave
+    one (or half of 1/m, if that is less): beyond, a law says what nobody has seen.
+    weights: (n,) of the losses, scaled here so that kl is in nats of their average; default equal.
+    objective, kl, prior: as for solve_static.
+    """
+    w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
+    floor = min(P.min(), .5 / law.m)
+    return solve_static(law, w / np.abs(w).sum(), objective, starts=1 + law.m, floor=floor,
+                        prior=prior, kl=kl, caps=P.max(0))
+
+
+def parse_mixture(text, groups, flag="--mixture"):
+    """Shares joined by +, in the order of the groups -> a mixture (m,). Raises ValueError."""
+    try:
+        p = np.array([float(share) for share in text.split("+")])
+    except ValueError:
+        p = np.zeros(0)
+    if len(p) != len(groups) or not ((p >= 0).all() and 0 < p.sum() < np.inf):
+        raise ValueError(f"{flag} {text!r} is not {len(groups)} shares joined by +, "
+                         f"one for each of {', '.join(groups)}")
+    return p / p.sum()
 
 
 # --- How a law is minimised. (You may skip this and the fits at first reading.)
@@ -926,39 +986,62 @@ def check_floor(floor, m):
                          f"lower it below 1/{m}")
 
 
-def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0):
-    """min over mixtures of sum_i w_i L_i(p), or of sum_i w_i exp(L_i(p)) -> p (m,), all >= floor.
+def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior=None, kl=0.0,
+                 caps=None):
+    """argmin over mixtures of f(p) + kl * KL(p || prior), floor <= p_j <= caps_j -> p (m,).
 
-    law: with `m`, law(p) (n,) and law.gradient(p) (n, m).  weights: (n,), default 1 each.
-    objective: loss or perplexity.  starts: for a convex law the start does not matter; for others,
-    `starts` > 1 adds some near the first starts - 1 corners and keeps the best. Raises ValueError.
+    f is sum_i w_i L_i(p), or for perplexity log sum_i w_i exp(L_i(p)), which is least where the
+    sum is. With caps and KL this is the solver of Olmix (arXiv 2602.12237); there p = project(prior
+    * exp(-df/dp / kl), caps).
+    law: with `m`, law(p) (n,) and law.gradient(p) (n, m).  weights: (n,), default 1 each; a loss
+    that should rise has a weight below 0.  objective: loss or perplexity.  starts: for a convex law
+    the start does not matter; for others, `starts` > 1 adds some near the first starts - 1 corners
+    and keeps the best.  prior: (m,), all above 0, default uniform.  caps: (m,), default none.
+    Raises ValueError, also where the caps do not add up to 1.
     """
-    check(objective=objective)
+    check(objective=objective, kl=kl)
     check_floor(floor, law.m)
     w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
+    if objective == "perplexity" and w.min() < 0:
+        raise ValueError("a weight below 0 is for losses; minimise --objective loss")
+    prior = np.full(law.m, 1 / law.m) if prior is None else check_prior(prior, law.m)
     room = 1 - law.m * floor                                            # p = floor + room * share
+    caps = (np.full(law.m, np.inf) if caps is None else np.asarray(caps, float) - floor) / room
 
-    def total(L):
-        return w @ L if objective == "loss" else log_sum_exp(L, w)
+    def total(p, L):
+        height = w @ L if objective == "loss" else log_sum_exp(L, w)
+        return height + kl * p @ np.log(p / prior) if kl else height
 
     def value(share):                                                # arcsinh: tame, same minimum
-        return np.arcsinh(total(law(floor + room * share)))
+        p = floor + room * share
+        return np.arcsinh(total(p, law(p)))
 
     def slope(share):
         p = floor + room * share
         L = law(p)
         pull = w if objective == "loss" else egd(w, L, 1.0)             # (n,)
-        return room * pull @ law.gradient(p) / np.hypot(1, total(L))    # (m,)
+        g = room * pull @ law.gradient(p)
+        if kl:
+            g += room * kl * np.log(p / prior)                          # but for a constant
+        return g / np.hypot(1, total(p, L))                             # (m,)
 
-    corners = [.9 * only + .1 / law.m for only in np.eye(law.m)]
+    corners = [project(.9 * only + .1 / law.m, caps) for only in np.eye(law.m)]
     with np.errstate(over="ignore", invalid="ignore"):
-        first = np.full(law.m, 1 / law.m)
+        first = project(np.full(law.m, 1 / law.m), caps)
         if not np.isfinite(value(first)):                               # too steep: begin lower
             first = min(corners, key=value)
         if not np.isfinite(value(first)):
             raise ValueError("the law gives no finite number to minimise; fit it to other runs")
-        ends = [descend(value, slope, start) for start in (first, *corners[:starts - 1])]
+        ends = [descend(value, slope, start, caps) for start in (first, *corners[:starts - 1])]
         return floor + room * min(ends, key=value)
+
+
+def check_prior(prior, m):
+    """A mixture to stay near as an array (m,) that sums to 1. Raises ValueError."""
+    prior = np.asarray(prior, float)
+    if prior.shape != (m,) or not (finite(prior) & (prior > 0)).all():
+        raise ValueError(f"a prior must be {m} shares above 0, not {prior}")
+    return prior / prior.sum()
 
 
 def log_sum_exp(L, w):
@@ -966,30 +1049,59 @@ def log_sum_exp(L, w):
     return L.max() + np.log(w @ np.exp(L - L.max()))
 
 
-def descend(value, slope, p, iterations=1000):
-    """Newton's method with the metric of egd, from p to a minimum on the simplex -> p (m,).
+def descend(value, slope, p, caps, iterations=1000):
+    """Newton's method with the metric of egd, from p to a minimum under the caps -> p (m,).
 
-    No share reaches 0, so that each can come back. It ends when no group promises more than the
-    whole mixture: for a convex objective max_j -s_j bounds what any other could still gain.
+    No share reaches 0, so that each can come back. A group at its cap is held there while it
+    promises more than those below theirs, or while the step would raise it. It ends when no mixture
+    under the caps promises more than p: for a convex objective, <s, p - that mixture> bounds what
+    it could still gain.
     """
     for _ in range(iterations):
         g = slope(p)                                                    # (m,)
-        s = g - g @ p
-        gap = -s.min()
+        below = p < caps * (1 - 1e-9)
+        s = g - g[below] @ p[below] / p[below].sum()
+        gap = s @ (p - lowest(s, caps))
         if not gap > 1e-11:
             break
         root = np.sqrt(p)
         curvature = root[:, None] * hessian(slope, p, g) * root         # (m, m)
-        eigenvalues, basis = np.linalg.eigh((curvature + curvature.T) / 2)
-        upward = (basis * np.abs(eigenvalues)) @ basis.T                # a saddle must not attract
-        damping = np.diag(np.abs(s) + gap)                        # no share moves by over 1 of it
-        downhill, level = np.linalg.solve(upward + damping, np.column_stack((-root * s, root))).T
-        change = downhill - level * (root @ downhill) / (root @ level)  # shares still sum to 1
-        lower = line_search(value, p, change / root)
-        if lower is p:
+        free, raised = below | (s > 0), True
+        while np.any(raised):
+            change = newton(curvature, root, s, gap, free)
+            raised = ~below & (change > 0)
+            free = free & ~raised
+        near = ~below & (s < 0)
+        change[near] = caps[near] / p[near] - 1                         # what rounding has left
+        lower = line_search(value, p, change, caps)
+        if np.array_equal(lower, p):
             break
         p = lower
     return p
+
+
+def lowest(s, caps):
+    """The mixture under the caps whose <s, p> is least: the best groups have all that they may."""
+    order = s.argsort()
+    p = np.zeros(len(s))
+    p[order] = np.diff(np.minimum(np.cumsum(caps[order]), 1), prepend=0)
+    return p
+
+
+def newton(curvature, root, s, gap, free):
+    """The relative change of each share in one step, (m,): 0 where not `free`, and sums stay.
+
+    curvature: the Hessian in units of root = sqrt(p).  s: (m,) slopes.  gap: what is left to gain.
+    """
+    inner = curvature[np.ix_(free, free)]
+    eigenvalues, basis = np.linalg.eigh((inner + inner.T) / 2)
+    upward = (basis * np.abs(eigenvalues)) @ basis.T                # a saddle must not attract
+    damping = np.diag(np.abs(s[free]) + gap)                        # no share moves by over 1 of it
+    root = root[free]
+    downhill, level = np.linalg.solve(upward + damping, np.column_stack((-root * s[free], root))).T
+    change = np.zeros(len(s))
+    change[free] = (downhill - level * (root @ downhill) / (root @ level)) / root
+    return change
 
 
 def hessian(slope, p, g):
@@ -1002,14 +1114,15 @@ def hessian(slope, p, g):
     return H
 
 
-def line_search(value, p, change):
+def line_search(value, p, change, caps):
     """p * (1 + size * change), size 1 halved until it goes down, or doubled while that is lower.
 
-    No share loses more than 99 per cent. Returns p itself if no size, however small, goes down.
+    No share loses more than 99 per cent, and what is over a cap goes to the others. Returns p
+    itself if no size, however small, goes down.
     """
     def at(size):
         q = p * np.maximum(1 + size * change, .01)
-        return np.maximum(q / q.sum(), 1e-200)
+        return np.maximum(project(q, caps), 1e-200)
 
     size, height = 1.0, value(p)
     while not value(at(size)) <= height + 1e-15 * abs(height):
@@ -1037,42 +1150,51 @@ def check_runs(mixtures, losses, need):
     return P / P.sum(1, keepdims=True), L
 
 
-def fit(build, starts, mixtures, losses, delta=.02, iterations=1000):
-    """The law build(x), x (n, d), with the least Huber error, from the best of `starts` per loss.
+def fit(build, guess, mixtures, losses, delta=.02, iterations=300):
+    """The law build(x), x (n, d), with the least Huber error, each loss fitted on its own.
 
-    torch's L-BFGS in float64. delta, nats: errors beyond it count linearly, so that one run that
-    went wrong does not bend the law.
+    guess(P, y) gives the starts (d,) for one loss y (R,), of which the best end is kept. torch's
+    L-BFGS in float64. delta, nats: errors beyond it count linearly, so that one run that went wrong
+    does not bend the law. Warns where a loss has fewer runs than there are numbers to fit.
     """
     import torch
-    P = torch.tensor(mixtures, dtype=torch.float64)
-    L = torch.tensor(losses, dtype=torch.float64)
-    best, best_error = np.array(starts[0]), np.full(L.shape[1], np.inf)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)                                        # small arrays lose by sharing
-
-    def errors(x):
-        predicted = build(x)(P)
-        return torch.nn.functional.huber_loss(predicted, L, delta=delta, reduction="none").sum(0)
-
-    for start in starts:
-        x = torch.tensor(start, dtype=torch.float64, requires_grad=True)         # (n, d)
-        solver = torch.optim.LBFGS([x], max_iter=iterations, history_size=30, tolerance_grad=1e-10,
-                                   tolerance_change=1e-14, line_search_fn="strong_wolfe")
-
-        def closure(x=x, solver=solver):
-            solver.zero_grad()
-            total = errors(x).sum()
-            total.backward()
-            return total
-
-        solver.step(closure)
-        found, error = x.detach().numpy(), errors(x).detach().numpy()
-        better = error < best_error
-        best[better], best_error[better] = found[better], error[better]
+    ends = []
+    for y in losses.T.copy():                                       # alike in memory, to the bit
+        found = [polish(build, x, mixtures, y, delta, iterations) for x in guess(mixtures, y)]
+        ends.append(min(found, key=lambda end: end[0]))
     torch.set_num_threads(threads)
-    if not np.isfinite(best_error).all():
+    if not np.isfinite([error for error, _ in ends]).all():
         raise ValueError("the law finds no finite fit to these losses; leave out the largest")
-    return build(best)
+    x = np.array([x for _, x in ends])
+    if x.shape[1] > len(mixtures):
+        warnings.warn(f"{x.shape[1]} numbers of a law are fitted to {len(mixtures)} runs, so that "
+                      "it says little of mixtures between them; give it more runs", stacklevel=3)
+    return build(x)
+
+
+def polish(build, start, P, y, delta, iterations):
+    """L-BFGS from start (d,) on the Huber error of one loss y (R,) -> error, or inf, and x (d,)."""
+    import torch
+    P, y = torch.tensor(P, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
+    x = torch.tensor(start[None], dtype=torch.float64, requires_grad=True)          # (1, d)
+    solver = torch.optim.LBFGS([x], max_iter=iterations, history_size=30, tolerance_grad=1e-10,
+                               tolerance_change=1e-14, line_search_fn="strong_wolfe")
+
+    def error():
+        predicted = build(x)(P)[:, 0]
+        return torch.nn.functional.huber_loss(predicted, y, delta=delta, reduction="sum")
+
+    def closure():
+        solver.zero_grad()
+        total = error()
+        total.backward()
+        return total
+
+    solver.step(closure)
+    end = error().item()
+    return (end if finite(end) else np.inf), x.detach().numpy()[0]
 
 
 def fit_log_linear(mixtures, losses, delta=.02):
@@ -1084,45 +1206,42 @@ def fit_log_linear(mixtures, losses, delta=.02):
     """
     P, L = check_runs(mixtures, losses, np.shape(mixtures)[1] + 1)
     fit_linear_dynamic(P, L)                            # refuses mixtures that determine no law
-    guesses, errors = [], []
-    for share in 1 - np.geomspace(1e-3, 1, 30):                         # c, of the lowest loss
-        c = share * L.min(0)
-        logarithms, *_ = np.linalg.lstsq(P, np.log(L - c), rcond=None)  # (m, n)
-        t = logarithms.T
-        guesses.append(np.column_stack((np.log(np.maximum(c, 1e-6)), t)))
-        errors.append(((LogLinear(c, t)(P) - L) ** 2).sum(0))
 
-    guesses = np.array(guesses)                                         # (30, n, 1 + m)
-    order = np.argsort(errors, axis=0)                                  # (30, n), best first
-    each_loss = np.arange(L.shape[1])
-    starts = [guesses[order[rank], each_loss] for rank in (0, 3, 8)]
+    def guess(P, y):
+        guesses, errors = [], []
+        for c in (1 - np.geomspace(1e-3, 1, 30)) * y.min():
+            t, *_ = np.linalg.lstsq(P, np.log(y - c), rcond=None)   # (m,)
+            guesses.append(np.append(np.log(max(c, 1e-6)), t))
+            errors.append(((c + np.exp(P @ t) - y) ** 2).sum())
+        order = np.argsort(errors)                                  # best first
+        return [guesses[order[rank]] for rank in (0, 3, 8)]
 
     def build(x):
         return LogLinear(c=np.e ** x[:, 0], t=x[:, 1:])
-    return fit(build, starts, P, L, delta)
+    return fit(build, guess, P, L, delta)
 
 
 def fit_power_law(mixtures, losses, delta=.02):
     """Fit Power to R finished runs: mixtures (R, m), losses (R, n). Deterministic, two starts.
 
-    All parameters are fitted as logarithms, which keeps them positive.
+    All parameters are fitted as logarithms, which keeps them positive, and the exponents g by their
+    log-odds: below 1 the law is convex. (Above 1, a group of which no run had much would promise
+    what none has shown.)
     """
     P, L = check_runs(mixtures, losses, 3)
     fit_linear_dynamic(P, L)                            # refuses mixtures that determine no law
-    n, m = L.shape[1], P.shape[1]
-    starts = []
-    for c_share, g in ((.5, .7), (.7, .5)):                             # c, of the lowest loss
-        c = c_share * L.min(0)
-        eps = .9 / (L.max(0) - c)
-        a = .5 / (L.mean(0) - c)
-        columns = [np.log(c), np.log(eps), *np.tile(np.log(a), (m, 1)),
-                   *np.full((m, n), np.log(g))]
-        starts.append(np.column_stack(columns))                         # (n, 2 + 2 m)
+    m = P.shape[1]
+
+    def guess(P, y):
+        for c_share, g in ((.5, .7), (.7, .5)):                     # c, of the lowest loss
+            c = c_share * y.min()
+            first = np.log([c, .9 / (y.max() - c)] + m * [.5 / (y.mean() - c)])
+            yield np.append(first, m * [np.log(g / (1 - g))])       # (2 + 2 m,)
 
     def build(x):
-        x = np.e ** x
-        return Power(c=x[:, 0], eps=x[:, 1], a=x[:, 2:2 + m], g=x[:, 2 + m:])
-    return fit(build, starts, P, L, delta)
+        positive, g = np.e ** x[:, :2 + m], 1 / (1 + np.e ** -x[:, 2 + m:])
+        return Power(c=positive[:, 0], eps=positive[:, 1], a=positive[:, 2:], g=g)
+    return fit(build, guess, P, L, delta)
 
 
 # --- A law of the run's own losses, and two methods of ours that take A from it.
@@ -1381,7 +1500,7 @@ def learn_mixture(method, h, steps):
     before it, as that mixture is known by then. Of a method that keeps moving, the average over
     the run is taken, as the paper does.
     """
-    inner = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup, h.window)
+    inner = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window)
     program, reply = method(inner, steps), None
     while True:
         try:
@@ -1431,7 +1550,7 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
 
 def rehearse(h, steps, n, method, **settings):
     """Hear the method's first request after n steps, so that it complains about settings now."""
-    empty = History(h.groups, h.sizes, h.batch, h.seed, h.runs, h.warmup, h.window)
+    empty = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window)
     empty.add(Train(h.uniform, n), loss=np.ones(h.m))
     next(method(empty, steps - n, **settings))
 
@@ -1439,4 +1558,4 @@ def rehearse(h, steps, n, method, **settings):
 METHODS = {f.__name__: f for f in (
     stratified, fixed, natural, unimax, skillit, doremi, doge, aioli_rounds, aioli_published,
     aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, odm, grape, grid, dml,
-    power, aioli, horizon, ado)}
+    power, olmix, aioli, horizon, ado)}

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import argparse
 import copy
-import csv
 import dataclasses
 import difflib
 import functools
@@ -84,7 +83,6 @@ class Config:
     cache: str = ".cache"       # folder for token files
     resume: bool = False        # go on from the checkpoint in OUT, or begin if there is none
     save_every: int = 0         # steps between checkpoints; 0: as often as costs under 2 per cent
-    runs: tuple = ()            # MIXTURES.csv LOSSES.csv of finished runs, in place of a sweep
     past: str = ""              # history.jsonl of a run with the same seed: take its scratch runs
     # composition
     prior: str = ""             # a mixture to begin with, or the method to learn it, in half runs
@@ -908,9 +906,9 @@ IDLE = ("data", "text_field", "group_field", "document_mark", "out", "cache", "p
 # flags that may change from one part of an interrupted run to the next
 MAY_CHANGE = (*IDLE, "threads", "device", "compile", "micro_batch")
 # flags that the scratch runs of --past do not depend on
-NOT_OF_SCRATCH_RUNS = (*IDLE, "method", "runs", "prior")
+NOT_OF_SCRATCH_RUNS = (*IDLE, "method", "prior")
 # flags that make a mixture, and none for uniform sampling
-OF_MIXTURE = ("method", "runs", "past", "prior", "first", "restart")
+OF_MIXTURE = ("method", "past", "prior", "first", "restart")
 
 
 def flag(name):
@@ -943,7 +941,6 @@ def flags_of(config, settings, text):
 def difference(theirs, ours, free):
     """The first of our flags, not in `free`, in which another run differs -> "--lr 0.004, not
     0.008" (ours), or "other text", or "". theirs, ours: as flags_of gives them."""
-    theirs, ours = plain([theirs, ours])                            # tuples are lists there
     for name, value in ours.items():
         if name not in free and theirs.get(name) != value:
             word = f"{flag(name)} {theirs.get(name)}, not {value}"
@@ -971,116 +968,6 @@ def scratch_runs(config, text):
     if not found:
         raise ValueError(f"--past {config.past} has no runs that another can take; leave it out")
     return found
-
-
-# --- Finished runs of others, from CSV files.
-
-NO_GROUPS = ("run", "run_id", "name", "index")              # columns of Olmix's ratios and metrics
-
-
-def plain_names(names):
-    """Names without what all of them begin or end with (train_the_pile_, _val_loss)."""
-    to_separator = r".*[_/ ]|"
-    backwards = [name[::-1] for name in names]
-    front = len(re.match(to_separator, os.path.commonprefix(names))[0])
-    back = len(re.match(to_separator, os.path.commonprefix(backwards))[0])
-    plain = [name[front:len(name) - back] for name in names]
-    return plain if all(plain) else names                           # front and back overlap
-
-
-def read_cells(path):
-    """A CSV file, UTF-8 or UTF-16 -> [(line number, cells)] of the lines that have any. ValueError.
-
-    The comma, semicolon or tab separates them, whichever is most often in the first line."""
-    content = Path(path).read_bytes()
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        lines = content.decode(encoding).splitlines(keepends=True)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error})") from None
-    first = re.sub('"[^"]*"', "", next(filter(str.strip, lines), ""))
-    separator = max(",;\t", key=first.count)
-    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
-    try:
-        cells = [(reader.line_num, list(map(str.strip, row))) for row in reader]
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-    return [(line, row) for line, row in cells if any(row)]
-
-
-def read_table(path, lowest=0.0):
-    """A CSV file, a run a line under a header of names -> names, {run: numbers}. ValueError.
-
-    The column run or run_id, else the first, names the runs; NO_GROUPS have no numbers either. No
-    number may be below `lowest`."""
-    (line, head), *rows = read_cells(path) or [(1, [""])]
-    names = [name.lower() for name in head]
-    key = next((i for i, name in enumerate(names) if name in ("run", "run_id")), 0)
-    columns = [i for i, name in enumerate(names) if i and name not in NO_GROUPS]
-    if not (rows and columns) or head[0].replace(".", "").isdigit():
-        raise ValueError(f"{path}, line {line} is no header of names over a line for each run")
-    for i in columns:
-        if not head[i] or head[i] in head[:i]:
-            raise ValueError(f"{path}, line {line}: column {i + 1}, {head[i]!r}, has no name, or "
-                             "that of an earlier one")
-
-    numbers = {}
-    for line, cells in rows:
-        if len(cells) != len(head):
-            raise ValueError(f"{path}, line {line}: {len(cells)} cells under {len(head)} names")
-        run = cells[key]
-        if not run or run in numbers:
-            raise ValueError(f"{path}, line {line}, column {head[key]}: the run {run!r} has no "
-                             "name, or that of an earlier one")
-        places = [(cells[i], f"{path}, line {line}, column {head[i]}") for i in columns]
-        numbers[run] = [number(cell, lowest, place) for cell, place in places]
-    return plain_names([head[i] for i in columns]), numbers
-
-
-def number(cell, lowest, place):
-    """The finite number in a cell, or a ValueError that says where it is not, or below `lowest`."""
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not (aioli.finite(value) and value >= lowest):
-        raise ValueError(f"{place}: {cell!r} is not a number {'above 0' if lowest else '>= 0'}, "
-                         "with a decimal point")
-    return value
-
-
-def read_runs(files):
-    """MIXTURES.csv, LOSSES.csv -> group names, mixtures (R, m) that sum to 1, names of losses,
-    losses (R, n) in the same order, nats per token. Raises ValueError."""
-    groups, mixtures = read_table(files[0])
-    targets, losses = read_table(files[1], lowest=sys.float_info.min)
-    alone = mixtures.keys() ^ losses.keys()
-    if alone:
-        raise ValueError(f"{' and '.join(files)} do not list the same runs: {min(alone)!r} is in "
-                         "one of them only")
-    if mixtures == losses:
-        raise ValueError(f"{files[0]} and {files[1]} are the same; give mixtures, then losses")
-    for run, shares in mixtures.items():
-        total = sum(shares)
-        if not (.98 < total < 1.02 or 98 < total < 102):                # rounded shares will do
-            raise ValueError(f"{files[0]}, run {run}: the shares sum to {total:g}, neither to 1 "
-                             "nor to 100")
-    P, L = aioli.check_runs(list(mixtures.values()), [losses[run] for run in mixtures], 1)
-    return groups, P, targets, L
-
-
-def runs_for(config, groups):
-    """--runs for a History: mixtures (R, m) in the order of the groups, losses (R, n); or None.
-
-    Groups match by their plain_names. Raises ValueError."""
-    if not config.runs:
-        return None
-    theirs, P, _, L = read_runs(config.runs)
-    ours = plain_names(groups)
-    if set(theirs) != set(ours):
-        raise ValueError(f"{config.runs[0]} has the groups {', '.join(theirs)}; the text has "
-                         f"{', '.join(groups)}")
-    return P[:, [theirs.index(group) for group in ours]], L
 
 
 # --- One run, from text to result.json.
@@ -1120,8 +1007,7 @@ def train_in(out, config, settings, corpus, flags):
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
-                            runs=runs_for(config, corpus.groups), warmup=config.warmup,
-                            window=trainer.shape.window)
+                            warmup=config.warmup, window=trainer.shape.window)
     method = program(config, settings, history)
     known = scratch_runs(config, corpus.digest) if config.past else []
 
@@ -1238,6 +1124,16 @@ def handling(handler):
     finally:
         for number, handler_before in before.items():
             signal.signal(number, handler_before)
+
+
+def plain_names(names):
+    """Names without what all of them begin or end with (train_the_pile_, _val_loss)."""
+    to_separator = r".*[_/ ]|"
+    backwards = [name[::-1] for name in names]
+    front = len(re.match(to_separator, os.path.commonprefix(names))[0])
+    back = len(re.match(to_separator, os.path.commonprefix(backwards))[0])
+    plain = [name[front:len(name) - back] for name in names]
+    return plain if all(plain) else names                           # front and back overlap
 
 
 class Progress:
@@ -1499,7 +1395,8 @@ def first_alone(work):
 # what a single run does not take, flags and, as patterns, values; and which command does
 COMPARE, FIDELITY, LAWS = (f"python -m paper.{name}" for name in ("compare", "fidelity", "laws"))
 MOVED = {"--quick": COMPARE, "--seeds": COMPARE, "--controls": COMPARE, "--jobs": COMPARE,
-         "--fidelity": FIDELITY, "--fork": FIDELITY, "--table": FIDELITY, "--holdout": LAWS}
+         "--fidelity": FIDELITY, "--fork": FIDELITY, "--table": FIDELITY, "--holdout": LAWS,
+         "--runs": LAWS}
 SEVERAL = dict(method="all|.*[,:].*", prior="all|.*,.*", groups="sets")
 
 
@@ -1538,8 +1435,6 @@ def add_flags(group, defaults, help_texts):
         text = f"{help_texts.get(name, '')} [{default}]".replace("%", "%%")
         if isinstance(default, bool):
             group.add_argument(flag(name), action="store_true", help=text)
-        elif isinstance(default, tuple):
-            group.add_argument(flag(name), nargs=2, default=default, metavar="CSV", help=text)
         else:
             group.add_argument(flag(name), type=type(default), default=default,
                                metavar=name.upper(), help=text)
@@ -1611,18 +1506,9 @@ def refuse_unknown(word, method, flags):
 
 def refuse_idle(given):
     """Flags that would change nothing in this run, given {name: value}. Raises ValueError."""
-    if given["runs"] and given["steps"] == 0:
-        raise ValueError(f"--steps 0 trains nothing; to fit a law to finished runs, use {LAWS}")
-
     for name in ("first", "restart"):
         if not given["prior"] and given[name] != getattr(Config, name):
             raise ValueError(f"{flag(name)} changes nothing without --prior; leave it out")
-    methods = [aioli.METHODS[name] for name in (given["method"], given["prior"])
-               if name in aioli.METHODS]
-    sweeps = any("points" in settings_of(method) for method in methods)
-    if given["runs"] and not sweeps:
-        raise ValueError(f"--runs stands in for a sweep, and {given['method']} makes none; "
-                         "use grid, dml or power")
 
 
 class Unbroken:

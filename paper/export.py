@@ -21,6 +21,7 @@ import numpy as np
 
 import aioli
 import train
+from paper.runs import number
 
 BLOCK = 2048                # levanter's default mixture_block_size, sequences
 
@@ -45,11 +46,11 @@ class Export(NamedTuple):
     def sources(self, step=0):
         """[Source] of the groups that have a share in a stage: a 0 is refused by Megatron, Energon
         and OLMo-core, and Hugging Face would wait for its set to be exhausted."""
-        return [Source(group, self.paths[group], number(p), self.epochs[group])
+        return [Source(group, self.paths[group], decimal(p), self.epochs[group])
                 for group, p in self.stages[step].items() if p]
 
 
-def number(share):
+def decimal(share):
     """A share without an exponent: most readers of YAML take 1e-05 for a string."""
     return np.format_float_positional(share, precision=15, fractional=False, trim="0")
 
@@ -71,7 +72,7 @@ def listed(sources):
 
 def mapped(shares):
     """{group: share} in YAML."""
-    return f"{{{', '.join(f'{quoted(group)}: {number(p)}' for group, p in shares.items())}}}"
+    return f"{{{', '.join(f'{quoted(group)}: {decimal(p)}' for group, p in shares.items())}}}"
 
 
 # --- The formats: an Export -> lines.
@@ -192,7 +193,7 @@ def mean_tokens(words, groups):
     means = {}
     for word in words:
         group, equals, cell = word.rpartition("=")
-        tokens = train.number(cell, 1e-9, f"--mean-tokens {word}")
+        tokens = number(cell, 1e-9, f"--mean-tokens {word}")
         if equals:
             train.pick("group", group, dict.fromkeys(groups))
         means.update(dict.fromkeys([group] if equals else groups, tokens))
@@ -280,7 +281,7 @@ def export(flags):
 
 def count(word):
     """A whole number, 3e9 too."""
-    return int(train.number(word, 1, "a count"))
+    return int(number(word, 1, "a count"))
 
 
 def parse(argv):

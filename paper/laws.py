@@ -2,12 +2,14 @@
 
     python -m paper.laws power --runs MIXTURES.csv LOSSES.csv
     python -m paper.laws dml --runs MIXTURES.csv LOSSES.csv --holdout MIXTURES2.csv LOSSES2.csv
+    python -m paper.laws power --runs MIXTURES.csv LOSSES.csv --target code --kl .05
 
-A CSV file has a header and a line a run: the number of the run, then a share or a loss per group.
-Olmix's ratios.csv and metrics.csv are such files too.
-`train.py --method power --runs MIXTURES.csv LOSSES.csv` trains a model on what such runs propose.
+A CSV file has a header and a line a run: the number of the run, then a share per group, or a loss
+each; losses need not be of the groups. Olmix's ratios.csv and metrics.csv are such files too. The
+last line that is printed is the command that trains a model on the proposed mixture.
 """
 import argparse
+import shlex
 import sys
 import time
 
@@ -15,6 +17,7 @@ import numpy as np
 
 import aioli
 import train
+from paper.runs import read_runs
 
 LAWS = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law)
 
@@ -54,45 +57,73 @@ def print_quality(targets, columns):
     line("mean", np.mean(columns, axis=2))
 
 
-def propose(method, groups, P, L, objective):
-    """The mixture that a static method chooses after the runs P (R, m), L (R, n) -> (m,)."""
-    history = aioli.History(groups, np.ones(len(groups)), batch=1, runs=(P, L))
-    request = next(aioli.METHODS[method](history, 0, objective=objective))
-    return request.p
-
-
 def read_holdout(files, groups, targets):
     """Runs to test a law on -> mixtures (R, m), losses (R, n). Raises ValueError unless they are of
     these groups and losses, in this order."""
-    other_groups, P, other_targets, L = train.read_runs(files)
+    other_groups, P, other_targets, L = read_runs(files)
     if (other_groups, other_targets) != (groups, targets):
         raise ValueError(f"--holdout {' '.join(files)} has other groups than --runs, or in another "
                          "order; give files with the same columns")
     return P, L
 
 
-def study(method, runs, holdout=(), objective="loss"):
-    """Fit a law to finished runs and print how good it is and what it proposes.
+def weights_of(text, targets):
+    """What each loss counts: names of losses, or NAME=W, joined by commas -> (n,). Default 1 each;
+    those not named count nothing. Raises ValueError."""
+    if not text:
+        return np.ones(len(targets))
+    w = dict.fromkeys(targets, 0.0)
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        train.pick("loss", name, w)
+        try:
+            w[name] = float(weight or 1)
+        except ValueError:
+            w[name] = np.nan
+        if not (w[name] and aioli.finite(w[name])):
+            raise ValueError(f"{part!r} is not a loss and its weight, as in {name}=2, or {name}=-1 "
+                             "for one that should rise")
+    return np.array(list(w.values()))
 
-    method: a name in LAWS. runs, holdout: two CSV files each, as train.read_runs takes them.
-    objective: the proposal has the least average of it. Raises ValueError.
-    """
-    fit = train.pick("law", method, LAWS)
-    groups, P, targets, L = train.read_runs(runs)
-    tests = [(P, L)]
-    if holdout:
-        tests.append(read_holdout(holdout, groups, targets))
-    mixture = propose(method, groups, P, L, objective)
 
-    began = time.perf_counter()
-    law = fit(P, L)
-    spent = time.perf_counter() - began
-    print(f"{method}: law of {len(groups)} shares for {len(targets)} losses, "
-          f"fitted to {len(P)} runs in {spent:.1f} s")
-
-    print_quality(targets, [quality(law, *test) for test in tests])
+def print_proposal(groups, mixture, P):
+    """The mixture, largest share first, which of its groups no run had more of, and a command."""
     shares = sorted(zip(groups, mixture), key=lambda pair: -pair[1])
     print("proposed mixture: " + "  ".join(f"{group} {p:.3f}" for group, p in shares))
+    held = [f"{group} {most:.3f}" for group, p, most in zip(groups, mixture, P.max(0))
+            if p > .999 * most]
+    if held:
+        print(f"no run had more of: {'  '.join(held)}")
+    command = dict(method="fixed", groups="+".join(groups),
+                   mixture="+".join(f"{p:.4f}" for p in mixture))
+    print(shlex.join(["python", "train.py", *train.as_flags(command)]))
+
+
+def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture_prior=""):
+    """Fit a law to finished runs and print how good it is and what it proposes.
+
+    method: a name in LAWS. runs, holdout: two CSV files each, as read_runs takes them. objective:
+    the proposal has the least average of it, over the losses that `target` names (see weights_of),
+    plus kl times its divergence from mixture_prior, shares joined by +. Raises ValueError.
+    """
+    fit = train.pick("law", method, LAWS)
+    aioli.check(objective=objective, kl=kl)
+    groups, P, targets, L = read_runs(runs)
+    prior = aioli.parse_mixture(mixture_prior, groups, "--mixture-prior") if mixture_prior else None
+    w = weights_of(target, targets)
+    tests = [(P, L), read_holdout(holdout, groups, targets)] if holdout else [(P, L)]
+    counts = w != 0
+    tests = [(mixtures, losses[:, counts]) for mixtures, losses in tests]
+
+    began = time.perf_counter()
+    law = fit(*tests[0])
+    spent = time.perf_counter() - began
+    mixture = aioli.propose(law, P, objective, w[counts], kl, prior)
+    print(f"{method}: law of {len(groups)} shares for {sum(counts)} losses, "
+          f"fitted to {len(P)} runs in {spent:.1f} s")
+
+    print_quality(np.array(targets)[counts], [quality(law, *test) for test in tests])
+    print_proposal(groups, mixture, P)
 
 
 def parse(argv):
@@ -106,6 +137,13 @@ def parse(argv):
                         help="two more such files, to test the law on")
     parser.add_argument("--objective", default="loss",
                         help="loss or perplexity, whose average is minimised [loss]")
+    parser.add_argument("--target", default="", metavar="NAME[=W],...",
+                        help="the losses that are minimised, with weights; a weight below 0 is for "
+                             "what should rise (with dml) [all, alike]")
+    parser.add_argument("--kl", type=float, default=0.0,
+                        help="nats that a nat of divergence from the prior must gain [0.0]")
+    parser.add_argument("--mixture-prior", default="", metavar="A+B+...",
+                        help="shares to stay near, in the order of the columns [equal]")
     return vars(parser.parse_args(argv))
 
 

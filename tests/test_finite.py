@@ -49,8 +49,8 @@ class Hostile:
         return dict(signals=signals, windows=windows, lr=1e-3)
 
 
-def briefly(build, starts, mixtures, losses, delta, fit=aioli.fit):
-    return fit(build, starts[:2], mixtures, losses, delta, iterations=3)
+def briefly(build, guess, mixtures, losses, delta, fit=aioli.fit):
+    return fit(build, guess, mixtures, losses, delta, iterations=3)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -337,19 +337,6 @@ def test_a_proxy_of_no_steps_leaves_equal_shares(method):
 P2 = cover(2, 5, None)
 
 
-@pytest.mark.parametrize("P, L", [
-    (P2, np.where(np.eye(5, 2) > 0, NAN, 3.)), (P2, np.full((5, 2), INF)), (P2, np.zeros((5, 2))),
-    (P2 * 100, np.ones((5, 2))), (P2[:, :1], np.ones((5, 2))), (P2[:4], np.ones((5, 2))),
-    (P2 * NAN, np.ones((5, 2))), (P2 * 0 + 1e308, np.ones((5, 2))), ([], []),
-    (np.hstack((P2, 0 * P2)), np.ones((5, 2))),
-])
-@pytest.mark.parametrize("method", ["grid", "dml", "power"])
-def test_finished_runs_of_others_are_finite_mixtures_of_these_groups(method, P, L):
-    h = History("ab", [1, 1], 8, runs=(P, L))
-    with np.errstate(all="ignore"), pytest.raises(ValueError):
-        next(METHODS[method](h, 100))
-
-
 @pytest.mark.parametrize("fit", [aioli.fit_log_linear, aioli.fit_power_law])
 @pytest.mark.parametrize("P", [np.tile([[.5, .5]], (5, 1)), np.tile([[1., 0.]], (5, 1)),
                                np.array([[.2, .2, .6]] * 3 + [[.4, .4, .2]] * 3)])
@@ -362,4 +349,4 @@ def test_a_law_that_can_be_fitted_nowhere_is_not_made_up():
     def build(x):
         return lambda P: x.sum() * NAN + P
     with pytest.raises(ValueError, match="no finite fit"):
-        aioli.fit(build, [np.ones((2, 3))], P2, P2)
+        aioli.fit(build, lambda P, y: [np.ones(3)], P2, P2)

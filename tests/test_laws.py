@@ -15,8 +15,8 @@ from hypothesis import assume, given, settings, strategies as st
 import aioli
 from aioli import (Forecast, LogLinear, Power, cover, fit_forecast, fit_linear_dynamic,
                    fit_log_linear, fit_power_law, lmo_step, solve_static)
-from worlds import (Static, differ, drive, history, matrices, rng_of, same, seeds, sizes, softmax,
-                    swapped)
+from worlds import (Static, differ, drive, history, kl, matrices, rng_of, same, seeds, sizes,
+                    softmax, swapped)
 
 torch.set_num_threads(1)                    # on a busy machine two threads take 30 times as long
 ms = st.integers(2, 6)
@@ -144,6 +144,73 @@ def test_groups_in_fixed_proportions_are_one_group_of_the_same_law(m, seed):
 
 
 # ---- the solver ----
+
+
+@st.composite
+def capped_mixtures(draw):
+    """(p, caps): some groups without a share, caps that add up to 1 at least, often just so."""
+    m, rng = draw(sizes), rng_of(draw(seeds))
+    p = rng.dirichlet(np.full(m, .5)) * (rng.permutation(m) < draw(st.integers(1, m)))
+    p /= p.sum()
+    least = rng.dirichlet(np.full((p > 0).sum(), .5))               # a mixture under the caps
+    caps = rng.uniform(0, 1, m)
+    more = draw(st.sampled_from([0, 1e-13, 1e-9, .1]))
+    caps[p > 0] = least + more * rng.uniform(0, 1, len(least))
+    caps[draw(st.sampled_from([[], [0]]))] = np.inf
+    return p, caps
+
+
+@given(capped_mixtures(), seeds)
+def test_the_projection_is_the_nearest_mixture_under_the_caps(problem, seed):
+    """One factor C for all groups below their caps, and C p over the cap for the others; so no
+    mixture under the caps is nearer."""
+    p, caps = problem
+    q = aioli.project(p, caps)
+    same(q.sum(), 1)
+    assert (q <= caps * (1 + 1e-8)).all() and not q[p == 0].any()
+    free = (p > 0) & (q < caps * (1 - 1e-8))
+    if free.any():
+        C = q[free].sum() / p[free].sum()
+        same(q[free], C * p[free])
+        assert C >= 1 - 1e-9
+        capped = (p > 0) & ~free
+        assert (C * p[capped] >= q[capped] * (1 - 1e-7)).all()
+    for other in rng_of(seed).dirichlet(np.ones(len(p)), 20):
+        other = aioli.project(np.where(p > 0, other, 0), caps)
+        assert kl(q, p) <= kl(other, p) + 1e-9
+
+
+@given(capped_mixtures())
+def test_a_projection_projected_stays_and_caps_above_the_mixture_do_nothing(problem):
+    p, caps = problem
+    q = aioli.project(p, caps)
+    same(aioli.project(q, caps), q)
+    assert np.array_equal(aioli.project(p, np.full(len(p), np.inf)), p * 1. / p.sum())
+    same(aioli.project(7 * p, p + .01), p)
+
+
+@given(sizes, seeds, st.floats(1, 8), st.floats(1, 30))
+def test_from_uniform_the_projection_is_unimax(m, seed, epochs, more):
+    """Groups in the order of their size each take an equal part of what is left, or all they may;
+    so the smaller a group the more epochs (U3, U5)."""
+    n = rng_of(seed).dirichlet(np.ones(m))                          # sizes
+    budget = n.sum() * epochs / more
+    caps, filled, left = epochs * n / budget, np.zeros(m), 1.
+    for rank, j in enumerate(n.argsort()):
+        filled[j] = min(caps[j], left / (m - rank))
+        left -= filled[j]
+    q = aioli.project(np.full(m, 1 / m), caps)
+    same(q, filled, atol=1e-9)
+    assert np.all(np.diff((q / n)[n.argsort()]) <= 1e-9 * (q / n).max())
+    same(aioli.project(np.full(m, 1 / m), caps + 1 / m), np.full(m, 1 / m))         # U4
+
+
+@pytest.mark.parametrize("caps", [[.3, .4, .2], [.5, np.nan, 1], [-.1, 1, 1], [0, 0, 0]])
+def test_caps_that_leave_no_mixture_are_refused(caps):
+    with pytest.raises(ValueError, match="raise them, or train for fewer steps"):
+        aioli.project(np.full(3, 1 / 3), caps)
+    with pytest.raises(ValueError, match="not to 0.4"):
+        aioli.project([0, .5, .5], [.6, .2, .2])
 
 
 @given(st.floats(-4, -.05), st.floats(-1, 1), st.floats(-4, -.05), st.floats(-1, 1))
@@ -336,6 +403,130 @@ def test_the_solver_finds_an_optimum_in_a_corner_on_an_edge_or_inside(problem):
     assert abs(value(law, w, objective, p) - least) <= 1e-6 * max(1, abs(least))
 
 
+# ---- the solver under caps and near a prior ----
+
+
+def objective_of(law, w, objective, prior, kl):
+    """What solve_static minimises, and its slope up to a constant, as functions of p."""
+    def total(p):
+        return value(law, w, objective, p) + kl * p @ np.log(p / prior)
+
+    def slope(p):
+        pull = w if objective == "loss" else softmax(np.log(w) + law(p))
+        return pull @ law.gradient(p) + kl * np.log(p / prior)
+    return total, slope
+
+
+def residual(slope, p, floor, caps):
+    """How far p is from the conditions of an optimum: each group that could have less wants none,
+    and each that could have more neither, to one level of the slopes; the level is the best."""
+    def at(level):
+        less = (p - floor) @ np.maximum(slope - level, 0)
+        return less + np.minimum(caps - p, 1) @ np.maximum(level - slope, 0)
+    return min(map(at, slope))
+
+
+@st.composite
+def limits(draw, m):
+    """(prior, kl, caps), the caps over a floor of .02, often just adding up to 1 and often none."""
+    rng = rng_of(draw(seeds))
+    caps = .02 + (1 - .02 * m) * rng.dirichlet(np.full(m, .5))
+    caps *= draw(st.sampled_from([1, 1.0001, 1.5, 4]))
+    prior = .9 * rng.dirichlet(np.ones(m)) + .1 / m
+    kl = draw(st.sampled_from([0, 1e-3, .05, 1., 30.]))
+    return prior, kl, np.where(rng.uniform(0, 1, m) < draw(st.sampled_from([0, .5])), np.inf, caps)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_under_caps_and_near_a_prior_no_mixture_is_lower_than_what_the_solver_finds(data):
+    """Free groups have one slope, groups at their cap want more and those at the floor less."""
+    law, w, objective, floor = data.draw(convex_problems())
+    prior, kl, caps = data.draw(limits(law.m))
+    with np.errstate(over="ignore"):
+        assume(np.isfinite(law(aioli.project(np.full(law.m, 1 / law.m), caps))).all())
+    p = solve_static(law, w, objective, floor=floor, prior=prior, kl=kl, caps=caps)
+    same(p.sum(), 1)
+    assert (p >= floor * (1 - 1e-9)).all() and (p <= caps * (1 + 1e-9)).all()
+    assume(objective == "loss" or law(p).max() < 1e4)               # else rounding decides a slope
+    total, slope = objective_of(law, w, objective, prior, kl)
+    size = max(1, abs(total(p)), (np.abs(law.gradient(p)) @ p).max())
+    assert residual(slope(p), p, floor, caps) <= 1e-8 * size
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_near_a_prior_the_optimum_is_the_prior_times_the_exponent_of_the_gain_capped(data):
+    """p = min(caps, C prior exp(-df/dp / kl)): Olmix's own condition (M1, M2)."""
+    m = data.draw(sizes)
+    law, (prior, _, caps) = a_law(data.draw(seeds), m), data.draw(limits(m))
+    for limit in (caps, np.full(m, np.inf)):
+        p = solve_static(law, prior=prior, kl=.5, caps=limit)
+        gain = np.exp(-law.gradient(p).sum(0) / .5)
+        same(p, aioli.project(prior * gain / (prior @ gain), limit), rtol=1e-4, atol=1e-8)
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_caps_and_a_prior_reduce_to_what_they_are_made_of(data):
+    """f = 0: the prior under caps, from uniform UniMax (M3); f linear: egd (S12); the prior weighs
+    all or nothing: M5."""
+    m = data.draw(sizes)
+    law, (prior, _, caps) = a_law(data.draw(seeds), m), data.draw(limits(m))
+    A = data.draw(matrices(m, scale=1.))
+    nothing, near = Straight(np.zeros(m), np.zeros((m, m))), dict(rtol=1e-4, atol=1e-5)
+    same(solve_static(nothing, prior=prior, kl=.1, caps=caps), aioli.project(prior, caps), **near)
+    same(solve_static(nothing, kl=.1, caps=caps), aioli.project(np.full(m, 1 / m), caps), **near)
+    line = Straight(np.zeros(m), A)
+    same(solve_static(line, prior=prior, kl=.5), aioli.egd(prior, A.sum(0), 1 / .5), **near)
+    same(solve_static(line, prior=prior, kl=.5, caps=caps),
+         aioli.project(aioli.egd(prior, A.sum(0), 1 / .5), caps), **near)
+    same(solve_static(law, prior=prior, kl=1e6, caps=caps), aioli.project(prior, caps), **near)
+    same(law(solve_static(law, prior=prior, kl=1e-7, caps=caps)).sum(),
+         law(solve_static(law, caps=caps)).sum(), rtol=1e-5)
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_the_more_the_prior_weighs_the_nearer_the_mixture_and_the_higher_the_loss(data):
+    m = data.draw(sizes)
+    law, (prior, _, caps) = a_law(data.draw(seeds), m), data.draw(limits(m))
+    path = [solve_static(law, prior=prior, kl=x, caps=caps) for x in (0, .01, .1, .5, 2, 20)]
+    assert np.all(np.diff([kl(p, prior) for p in path]) <= 1e-8)
+    assert np.all(np.diff([law(p).sum() for p in path]) >= -1e-8)
+
+
+@settings(max_examples=15)
+@given(st.integers(3, 6), seeds, st.booleans())
+def test_the_optimum_of_groups_frozen_in_its_proportions_is_the_optimum(m, seed, capped):
+    """The last two become one group, whose cap is the first that one of them would meet (M7)."""
+    law, rng = a_law(seed, m), rng_of(seed)
+    caps = 1 / m + rng.uniform(0, .3, m) if capped else np.full(m, np.inf)
+    p = solve_static(law, caps=caps)
+    assume(p[-2:].min() > 1e-6)
+    inside = p[-2:] / p[-2:].sum()
+    frozen = LogLinear(law.c, np.column_stack((law.t[:, :-2], law.t[:, -2:] @ inside)))
+    q = solve_static(frozen, caps=np.append(caps[:-2], (caps[-2:] / inside).min()))
+    same(np.append(q[:-1], q[-1] * inside), p, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("limits, says", [
+    (dict(caps=[.3, .3, .3]), "add up to 1"), (dict(caps=[.01, 1, 1], floor=.02), "caps must be 0"),
+    (dict(prior=[.5, .5, 0]), "3 shares above 0"), (dict(prior=[.5, .5]), "3 shares above 0"),
+    (dict(kl=-1), "--kl -1 is out of range"), (dict(kl=np.nan), "out of range"),
+    (dict(weights=[1, 1, -1], objective="perplexity"), "minimise --objective loss")])
+def test_limits_that_leave_no_problem_are_refused(limits, says):
+    with pytest.raises(ValueError, match=says):
+        solve_static(a_law(0, 3), **limits)
+
+
+def test_a_loss_that_should_rise_has_a_weight_below_0():
+    """An accuracy, say; the corner with the most of it wins."""
+    law = Straight(np.zeros(2), np.array([[1., 0.], [0., -3.]]))
+    same(solve_static(law, weights=[1, 1]), [1, 0], atol=1e-6)
+    same(solve_static(law, weights=[1, -1]), [0, 1], atol=1e-6)
+
+
 def test_a_group_that_first_steps_drive_out_comes_back():
     """Losses 2.0, 1.5 and 4.1 at uniform, half of each reducible, a fifth of the run over."""
     n, L = np.full(3, 1 / 15), np.array([2., 1.5, 4.1])
@@ -444,6 +635,35 @@ def test_the_power_fit_recovers_the_predictions_of_the_law_that_made_the_losses(
 
 
 @pytest.mark.parametrize("fit", [fit_log_linear, fit_power_law])
+def test_a_loss_has_the_same_law_whichever_others_are_fitted(fit):
+    """To the last bit, without its neighbours and in another order."""
+    P = cover(2, 7, None)
+    L = a_law(3, 2, 3)(P) + .02 * rng_of(1).normal(size=(7, 3))
+    with swapped(fit=functools.partial(aioli.fit, iterations=10)):
+        together = fit(P, L)
+        for chosen in ([2], [1, 0]):
+            alone = fit(P, L[:, chosen])
+            assert all(np.array_equal(part[chosen], own) for part, own in zip(together, alone))
+
+
+def test_a_power_law_has_diminishing_returns_where_losses_have_none():
+    """Exponents are at most 1, also for a group whose use grows with its share."""
+    P = cover(2, 12, rng_of(0))
+    found = fit_power_law(P, 3 - P ** 2)
+    assert found.g.max() <= 1 and np.abs(found(P) - (3 - P ** 2)).max() < .3
+
+
+@pytest.mark.parametrize("fit, runs, warns", [
+    (fit_power_law, 7, "8 numbers of a law are fitted to 7 runs"), (fit_power_law, 8, None),
+    (fit_log_linear, 4, None)])
+def test_a_law_with_more_numbers_than_runs_says_so(fit, runs, warns, recwarn):
+    P = cover(3, runs, rng_of(0))
+    fit(P, a_power_law(0, 3)(P)[:, :1])
+    said = [str(warning.message) for warning in recwarn]
+    assert len(said) == bool(warns) and all(warns in line for line in said)
+
+
+@pytest.mark.parametrize("fit", [fit_log_linear, fit_power_law])
 def test_a_fit_refuses_what_are_not_runs(fit):
     P, L = cover(2, 5, None), np.full((5, 2), 3.)
     refused = ((P[:4], L), (P, L[:, 0]), (-P, L), (P, np.where(L > 0, np.nan, L)), (0 * P, L),
@@ -488,18 +708,43 @@ def test_dml_and_power_take_the_optimum_of_the_law_that_they_fit(method, fit, la
     (P, L), last = fitted[0], h.last.request
     assert len(P) == len(L) == 9 and np.array_equal(P, [row.request.p for row in h.rows[:-1]])
     assert np.array_equal(L, [law(p) for p in P])
-    floor = 0 if method is aioli.dml else P.min()
-    best = solve_static(law, objective=objective, starts=4, floor=floor)
+    best = solve_static(law, objective=objective, starts=4, floor=P.min(), caps=P.max(0))
     same(last.p, best, rtol=0, atol=1e-6)
     same(last.A, -law.t if method is aioli.dml else -law.gradient(last.p))
 
 
-def test_power_goes_into_no_corner_that_its_sweep_has_not_seen():
+@pytest.mark.parametrize("method", [aioli.dml, aioli.power])
+def test_no_proposal_goes_into_a_corner_that_its_sweep_has_not_seen(method):
     """Group 1 hurts every loss here, so the law's own optimum is p = (1, 0)."""
     a, h = np.array([[1., 0.], [1., 0.]]), history(2)
     law = Power(np.ones(2), np.ones(2), a, np.full((2, 2), .5))
-    drive(aioli.power(h, 10), Static(law), h)
+    drive(method(h, 10), Static(law), h)
     same(h.last.request.p, [.9, .1], rtol=1e-3)
+
+
+@settings(max_examples=20)
+@given(ms, seeds, st.integers(1, 9), st.floats(0, 2), objectives)
+def test_a_proposal_gives_no_group_more_than_some_run_gave_it(m, seed, runs, weight, objective):
+    """Nor less than the least that any group was given, and under these it is the best there is."""
+    law, rng = a_law(seed, m), rng_of(seed)
+    P, w = rng.dirichlet(np.ones(m), runs + 1), rng.uniform(.1, 1, m)
+    p = aioli.propose(law, P, objective, w, weight)
+    assert (p <= P.max(0) * (1 + 1e-9)).all() and p.min() >= min(P.min(), .5 / m) * (1 - 1e-9)
+    total, _ = objective_of(law, w / w.sum(), objective, np.full(m, 1 / m), weight)
+    assert all(total(p) <= total(q) + 1e-8 for q in P)
+
+
+def test_dml_and_power_stay_near_the_prior_that_is_asked_for():
+    law, h = a_law(1, 2), aioli.History("ab", [3e6, 1e6], 8)
+    known = {fit: lambda P, L: law for fit in ("fit_log_linear", "fit_power_law")}
+    for asked, prior in (("natural", [.75, .25]), ("uniform", [.5, .5]), ("1+4", [.2, .8])):
+        for method in (aioli.dml, aioli.power):
+            with swapped(**known):
+                drive(method(h, 10, kl=1e4, mixture_prior=asked), Static(law), h)
+            same(h.last.request.p, prior, rtol=1e-3)
+    for asked in ("1+2+3", "1+0", "natrual"):
+        with pytest.raises(ValueError, match="shares"):
+            next(aioli.dml(h, 10, mixture_prior=asked))
 
 
 def test_grid_takes_the_mixture_whose_average_is_least_in_what_it_minimises():

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 import aioli
-import train
 from paper import laws
+from paper.runs import read_runs
 from tiny import finished_runs
-from worlds import rng_of, same
+from worlds import Static, drive, history, rng_of, same
 
 
 def a_law(m=2):
@@ -50,14 +50,14 @@ def test_quality_takes_shares_in_percent_and_refuses_a_single_run():
 
 
 def test_a_law_is_fitted_to_finished_runs_and_judged_on_others(tmp_path, capsys):
-    law, best = a_law(), aioli.solve_static(a_law())
+    law, best = a_law(), aioli.solve_static(a_law())                # inside of what runs had
     (tmp_path / "others").mkdir()
     files = finished_runs(tmp_path, ("law", "web"), law)
     others = finished_runs(tmp_path / "others", ("law", "web"), lambda P: law(P) + .2)
     assert run("dml", "--runs", *files, "--holdout", *others) == 0
 
     printed = capsys.readouterr().out
-    head, _, columns, *losses, mean, proposal = printed.splitlines()
+    head, _, columns, *losses, mean, proposal, command = printed.splitlines()
     assert "2 losses, fitted to 12 runs" in head and columns.count("Spearman") == 2
     assert proposal == f"proposed mixture: law {best[0]:.3f}  web {best[1]:.3f}"
     assert [line.split()[0] for line in (*losses, mean)] == ["law", "web", "mean"]
@@ -72,7 +72,7 @@ def test_without_holdout_there_is_one_column_and_the_mean_is_over_the_losses(tmp
         return a_law()(P) + np.array([.1, .4]) * np.sin(9 * P[:, :1])
 
     assert run("power", "--runs", *finished_runs(tmp_path, ("law", "web"), curved, runs=6)) == 0
-    _, _, columns, *table, _ = capsys.readouterr().out.splitlines()
+    _, _, columns, *table, _, _ = capsys.readouterr().out.splitlines()
     assert columns.count("Spearman") == 1
 
     P = aioli.cover(2, 6, rng_of(0))
@@ -83,19 +83,77 @@ def test_without_holdout_there_is_one_column_and_the_mean_is_over_the_losses(tmp
     assert not np.allclose(numbers[0], numbers[1], atol=.05)
 
 
+def proposal(capsys, *arguments):
+    """{group: share} that a command proposes, and the last line that it prints."""
+    assert run(*arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = next(line for line in lines if line.startswith("proposed mixture: ")).split()[2:]
+    shares = dict(zip(words[::2], map(float, words[1::2])))
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    return shares, lines[-1]
+
+
 @pytest.mark.parametrize("objective", ["loss", "perplexity"])
 def test_the_proposal_is_what_the_method_trains_on_the_largest_share_first(
         objective, tmp_path, capsys):
-    files = finished_runs(tmp_path, ("law", "web"), a_law(), runs=8)
-    assert run("dml", "--runs", *files, "--objective", objective) == 0
-    words = capsys.readouterr().out.splitlines()[-1].removeprefix("proposed mixture: ").split()
-    proposal = dict(zip(words[::2], map(float, words[1::2])))
+    files = finished_runs(tmp_path, ("law", "web"), a_law(), runs=9)
+    found, command = proposal(capsys, "dml", "--runs", *files, "--objective", objective)
 
-    P = aioli.cover(2, 8, rng_of(0))
-    history = aioli.History(["law", "web"], [1, 1], 1, runs=(P, a_law()(P)))
-    p = next(aioli.dml(history, 10, objective=objective)).p
-    assert [proposal["law"], proposal["web"]] == pytest.approx(p, abs=6e-4)
-    assert list(proposal.values()) == sorted(proposal.values(), reverse=True)
+    h = history(2)
+    drive(aioli.dml(h, 10, objective=objective), Static(a_law()), h)
+    p = h.last.request.p
+    assert [found["law"], found["web"]] == pytest.approx(p, abs=6e-4)
+    start, mixture = command.rsplit(" ", 1)
+    assert start == "python train.py --method fixed --groups law+web --mixture"
+    assert aioli.parse_mixture(mixture, ["law", "web"]) == pytest.approx(p, abs=1e-4)
+
+
+TARGETS = ["law", "web"]
+
+
+def test_losses_that_are_named_are_minimised_by_their_weights_and_no_others_are_looked_at(
+        tmp_path, capsys):
+    law = aioli.LogLinear(np.array([1., 1.]), np.array([[-1.5, 0], [0, -1.]]))
+    files = finished_runs(tmp_path, ("law", "web"), law)
+    for text, w in (("law", [1, 0]), ("law,web", [1, 1]), ("web=3,law", [1, 3])):
+        assert np.array_equal(laws.weights_of(text, TARGETS), w)
+        found, _ = proposal(capsys, "dml", "--runs", *files, "--target", text)
+        P = aioli.cover(2, 12, None)
+        best = aioli.solve_static(law, weights=w, floor=P.min(), caps=P.max(0))
+        assert found["law"] == pytest.approx(best[0], abs=2e-3)
+    assert run("dml", "--runs", *files, "--target", "web", "--holdout", *files) == 0
+    assert "law of 2 shares for 1 losses" in capsys.readouterr().out
+    found, _ = proposal(capsys, "dml", "--runs", *files, "--target", "law=-1")
+    assert found["web"] == pytest.approx(12 / 13, abs=1e-3)
+
+
+def test_a_prior_draws_the_proposal_and_a_group_that_no_run_had_more_of_is_named(tmp_path, capsys):
+    files = finished_runs(tmp_path, ("law", "web"), a_law())
+    assert run("dml", "--runs", *files, "--target", "law") == 0
+    assert "no run had more of: law 0.923\n" in capsys.readouterr().out
+    found, _ = proposal(capsys, "dml", "--runs", *files, "--target", "law", "--kl", "1e4",
+                        "--mixture-prior", "1+3")
+    assert found == {"law": .25, "web": .75}
+    found, _ = proposal(capsys, "dml", "--runs", *files, "--target", "law", "--kl", "1e4")
+    assert found == {"law": .5, "web": .5}
+    assert run("dml", "--runs", *files) == 0
+    assert "no run had more" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--target", "wbe"], "unknown loss 'wbe'; did you mean 'web'?"),
+    (["--target", "web=x"], "'web=x' is not a loss and its weight"),
+    (["--target", "web=0"], "'web=0' is not"), (["--target", "web=nan"], "'web=nan' is not"),
+    (["--target", "web=-1", "--objective", "perplexity"], "a weight below 0 is for losses"),
+    (["--kl", "-1"], "--kl -1.0 is out of range"),
+    (["--mixture-prior", "1+1+1"], "--mixture-prior '1+1+1' is not 2 shares joined by +"),
+    (["--mixture-prior", "0+1"], "a prior must be 2 shares above 0"),
+])
+def test_a_goal_that_is_none_gets_one_line_and_exit_code_2(arguments, says, tmp_path, capsys):
+    files = finished_runs(tmp_path, ("law", "web"), a_law())
+    assert run("dml", "--runs", *files, *arguments) == 2
+    printed = capsys.readouterr()
+    assert says in printed.err and "\n" not in printed.err.strip()
 
 
 @pytest.mark.parametrize("losses, says", [("run,a,b\n7,1,2\n", "same runs"),
@@ -148,7 +206,7 @@ OLMIX = ("run,name,index,law,web\nzx,swarm-1,0,.2,.8\nab,swarm-2,1,.5,.5\nq,swar
 def reading(folder, mixtures=MIXTURES, losses=LOSSES):
     for name, text in (("p.csv", mixtures), ("l.csv", losses)):
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return train.read_runs([str(folder / "p.csv"), str(folder / "l.csv")])
+    return read_runs([str(folder / "p.csv"), str(folder / "l.csv")])
 
 
 @pytest.mark.parametrize("mixtures, losses", [

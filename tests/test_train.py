@@ -271,7 +271,7 @@ def test_the_seed_decides_the_text_and_the_history_knows_the_run(tmp_path, monke
         run(tmp_path, "natural", name=str(seed), seed=seed, steps=2, warmup=.3, batch=4)
     one, two = histories
     assert one.groups == ["cycle", "words"] and one.sizes.tolist() == [6000, 6000]
-    assert (one.batch, one.seed, one.runs, one.warmup, two.seed) == (4, 3, None, .3, 4)
+    assert (one.batch, one.seed, one.warmup, two.seed) == (4, 3, .3, 4)
     assert not torch.equal(batches[0][0], batches[2][0])
 
 
@@ -498,7 +498,7 @@ def test_runs_that_others_go_on_with_are_not_taken_over(tmp_path):
 def test_runs_of_another_seed_rate_or_text_are_not_taken_over(tmp_path):
     result, _ = run(tmp_path, "grid", steps=9, settings={"points": 3})
     past = str(tmp_path / "out" / "history.jsonl")
-    config = train.Config(**{**result["config"], "runs": (), "past": past})
+    config = train.Config(**{**result["config"], "past": past})
     assert len(train.scratch_runs(config, "")) == 3
     for other, text, says in ((config, "0123abcd", "other text"),
                               (dataclasses.replace(config, seed=1), "", "--seed 0, not 1"),
@@ -508,7 +508,7 @@ def test_runs_of_another_seed_rate_or_text_are_not_taken_over(tmp_path):
 
 
 def test_two_runs_differ_in_the_first_flag_that_is_not_free():
-    ours = train.flags_of(train.Config(lr=.1, runs=("a", "b"), threads=2), {"eta": .2}, "abc")
+    ours = train.flags_of(train.Config(lr=.1, threads=2), {"eta": .2}, "abc")
     theirs = {**json.loads(json.dumps(ours)), "threads": 1}
     assert train.difference(theirs, ours, train.MAY_CHANGE) == ""
     assert train.difference(theirs, ours, ()) == "--threads 1, not 2"
@@ -1019,8 +1019,6 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     (["--encoding", __file__], "no file of tiktoken ranks", 2),
     (["--group-field", "source"], "has no file with fields (not read, as files of", 2),
     (["--groups", ""], "two groups", 2),
-    (["--method", "grid", "--runs", "nowhere.csv", "nowhere.csv"], "nowhere.csv", 1),
-    (["--method", "grid", "--runs", __file__, __file__], "test_train.py", 2),
     (["--first", ".3"], "changes nothing without --prior", 2),
     (["--method", ""], "unknown method", 2),
     (["--wait", ".5", "--last", ".4"], "nothing is forecast", 2),
@@ -1061,10 +1059,10 @@ def test_the_ends_of_ranges_are_allowed():
     (["--quick"], "compare"), (["--seeds", "3"], "compare"), (["--controls"], "compare"),
     (["--jobs=2"], "compare"), (["--fidelity"], "fidelity"), (["--fork", "50"], "fidelity"),
     (["--table", "x.csv"], "fidelity"), (["--holdout", "m.csv", "l.csv"], "laws"),
+    (["--method", "dml", "--runs", "m.csv", "l.csv"], "laws"),
     (["--method", "aioli,dml"], "compare"), (["--method", "all"], "compare"),
     (["--method", "aioli:perplexity"], "compare"), (["--prior", "all"], "compare"),
     (["--prior", "grid,dml"], "compare"), (["--groups", "sets"], "compare"),
-    (["--method", "dml", "--runs", "m.csv", "l.csv", "--steps", "0"], "laws"),
 ])
 def test_what_takes_several_runs_is_sent_to_where_it_is_done(arguments, where, capsys):
     assert train.main(arguments) == 2
@@ -1075,14 +1073,11 @@ def test_what_takes_several_runs_is_sent_to_where_it_is_done(arguments, where, c
 @pytest.mark.parametrize("arguments, says", [
     (["--first", ".3"], "--first changes nothing without --prior"),
     (["--restart", "prior"], "--restart changes nothing without --prior"),
-    (["--runs", "m.csv", "l.csv"], "aioli makes none; use grid, dml or power"),
-    (["--runs", "m.csv", "l.csv", "--prior", "doge"], "aioli makes none"),
 ])
 def test_a_flag_that_would_change_nothing_is_refused(arguments, says, capsys):
     assert train.main(arguments) == 2
     assert says in capsys.readouterr().err
-    for useful in (["--prior", "grid", "--first", ".3"], ["--method", "power"]):
-        train.parse([*useful, "--runs", "m.csv", "l.csv"])
+    train.parse(["--prior", "grid", "--first", ".3"])
 
 
 @pytest.mark.parametrize("method", aioli.METHODS)
@@ -1175,43 +1170,6 @@ def test_a_program_ends_with_a_code_and_a_line(error, code, says, capsys):
 
     assert train.exit_code("me", command) == code
     assert says in capsys.readouterr().err
-
-
-# --- Finished runs of others ---
-
-
-def test_a_run_takes_its_mixture_from_finished_runs_of_its_groups_in_whatever_order(tmp_path):
-    """Groups match when what all names begin with is left out, on either side."""
-    law = aioli.LogLinear(np.array([1., 1.]), np.array([[-1.5, 0], [0, -.5]]))
-    files, best = finished_runs(tmp_path, ("words", "cycle"), law), aioli.solve_static(law)
-    text = corpus("cycle", "words")._replace(groups=["my_cycle", "my_words"])
-    config = train.Config(method="dml", steps=10, preset="tiny", out=str(tmp_path / "o"),
-                          runs=tuple(files))
-    result = train.train(config, {}, text)
-    assert list(result["final_mixture"].values()) == pytest.approx(best[::-1], abs=1e-3)
-    assert result["extra_steps"] == 0
-    with pytest.raises(ValueError, match="has the groups words, cycle; the text has cycle, noise"):
-        train.train(config, {}, corpus("cycle", "noise"))
-
-
-def test_finished_runs_are_read_in_the_order_of_their_mixtures(tmp_path):
-    law = aioli.LogLinear(np.array([1., 2.]), np.array([[-1.5, .2], [.1, -.7]]))
-    files = finished_runs(tmp_path, ("law", "web"), law)
-    groups, P, targets, L = train.read_runs(files)
-    assert groups == targets == ["law", "web"] and P.shape == (12, 2)
-    np.testing.assert_allclose(L, law(P))
-
-
-@pytest.mark.parametrize("losses, says", [
-    ("run,a,b\n7,1,2\n", "same runs"), ("run,a,b\n7,one,2\n", "'one' is not a number"),
-    ("", "no header"),
-])
-def test_files_that_are_no_finished_runs_are_refused(tmp_path, losses, says):
-    law = aioli.LogLinear(np.array([1., 2.]), np.array([[-1.5, .2], [.1, -.7]]))
-    files = finished_runs(tmp_path, ("law", "web"), law)
-    (tmp_path / "l.csv").write_text(losses)
-    with pytest.raises(ValueError, match=says):
-        train.read_runs(files)
 
 
 def test_names_lose_what_they_share_up_to_a_separator():
