@@ -248,15 +248,19 @@ def project(p, caps):
 
 
 def caps_of(h, steps, epochs):
-    """The largest share of each group, (m,), with which a run reads it at most `epochs` times.
+    """The largest share of each group in the `steps` to come of the main run, (m,), with which the
+    whole of it reads the group at most `epochs` times.
 
     Where all text together does not last so long they are its shares, which repeat it more often.
     Raises ValueError where the History does not know how many tokens a window has.
     """
     if not h.window:
         raise ValueError("epochs are of tokens: say how many a window has, History(window=...)")
-    caps = epochs * h.sizes / (max(steps, 1) * h.batch * h.window)
-    return caps / min(caps.sum(), 1)
+    read = sum((row.windows for row in h.trained()), np.zeros(h.m))
+    left = np.maximum(epochs * h.sizes / h.window - read, 0)            # (m,), windows
+    if not left.any():
+        left = h.sizes
+    return left / min(left.sum(), max(steps, 1) * h.batch)
 
 
 def lmo_step(p, A, eta):
@@ -1521,6 +1525,30 @@ def learn_mixture(method, h, steps):
         if trains_main:
             h.finished([renamed.on])
         inner.rows.append(h.last._replace(request=request))
+
+
+def capped(h, steps, program, epochs):
+    """A method, `program`, whose main run reads no group over `epochs` times: it trains on the
+    mixture nearest to the one asked for (`project`) under the caps of what is left of each group.
+
+    What is left is spread over the rest of the run, but for a probe, which is short and has to stay
+    one-sided. The method goes on from the mixture that it asked for, and its History has what was
+    trained on: in LMO a lazy projection of the online step. Where a run is too long for all text
+    together the shares of what is left are the caps, as in `unimax`, which is capped(stratified).
+    Extra runs, and batches that are only peeked at, are not capped. Raises ValueError as caps_of,
+    and where a mixture has too few groups above 0.
+    """
+    reply = None
+    while True:
+        try:
+            request = program.send(reply)
+        except StopIteration:
+            return
+        if isinstance(request, Train) and request.on == "main" and request.steps:
+            left = steps - sum(row.request.steps for row in h.trained())
+            caps = caps_of(h, request.steps if request.probe else left, epochs)
+            request = request._replace(p=project(request.p, caps))
+        reply = yield request
 
 
 def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings):

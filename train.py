@@ -64,6 +64,8 @@ SCHEDULES = dict(cosine=cosine, constant=constant)
 LONGEST_NAME = 120          # characters of a folder
 OURS = ("history", "checkpoint", "result", "model", "run", "before")    # what a run leaves there
 WINDOWS = 9 * 10 ** 9       # of a run: data.py counts their billionths in 64 bits
+MANY_EPOCHS = 4             # up to here text that is repeated is nearly worth new text
+PAPER = dict(preset="pythia-160m", method="aioli_published", steps=5000, lr=5e-4)  # --preset paper
 LARGEST_LOSS = 700          # nats per token: beyond it a perplexity is no number any more
 
 
@@ -104,7 +106,7 @@ class Config:
     val_windows: int = 16       # fixed validation windows per group; the noise is in training
     test_windows: int = 384     # fixed test windows per group, used once, after training
     eval_every: int = 100       # steps between points of the loss curve; changes no training
-    max_epochs: float = 4.0     # a note at the start names groups that would be read more often
+    max_epochs: float = 0.0     # how often a group may be read; 0: no limit, a note from 4 times on
     # machine
     device: str = "auto"        # auto, cpu, cuda, mps (Apple's)
     micro_batch: int = 0        # windows in memory at once, to save it; 0: the whole batch
@@ -124,7 +126,7 @@ class Config:
         self.require("cache", self.cache, "a folder")
         self.require("micro_batch", self.micro_batch <= self.batch, f"at most --batch {self.batch}")
         self.require("steps", self.steps * self.batch < WINDOWS, f"below {WINDOWS:.0e} / --batch")
-        self.require("max_epochs", self.max_epochs > 0, "above 0")
+        self.require("max_epochs", 0 <= self.max_epochs < math.inf, "above 0, or 0 for no limit")
         self.require("first", 0 <= self.first <= 1, "a share of the run, 0 to 1")
         self.require("restart", self.restart in ("uniform", "prior"), "uniform or prior")
 
@@ -902,11 +904,11 @@ class Keeper:
 
 # flags that change no number; the first four say where the text is, which its digest compares
 IDLE = ("data", "text_field", "group_field", "document_mark", "out", "cache", "past", "resume",
-        "save_every", "max_epochs", "eval_every")
+        "save_every", "eval_every")
 # flags that may change from one part of an interrupted run to the next
 MAY_CHANGE = (*IDLE, "threads", "device", "compile", "micro_batch")
 # flags that the scratch runs of --past do not depend on
-NOT_OF_SCRATCH_RUNS = (*IDLE, "method", "prior")
+NOT_OF_SCRATCH_RUNS = (*IDLE, "method", "prior", "max_epochs")
 # flags that make a mixture, and none for uniform sampling
 OF_MIXTURE = ("method", "past", "prior", "first", "restart")
 
@@ -1042,17 +1044,22 @@ def train_in(out, config, settings, corpus, flags):
 
 
 def announce(trainer):
-    """Say what is trained, and which groups equal shares would read over --max-epochs times."""
+    """Say what is trained, and which groups it may read more often than is wise."""
     config, corpus = trainer.config, trainer.corpus
     print(f"{config.method} on {'+'.join(corpus.groups)}: {config.steps} steps of {config.batch} "
           f"x {trainer.shape.window} tokens, {config.preset} model, {trainer.device}, "
           f"seed {config.seed}", flush=True)
-    windows = config.steps * config.batch / trainer.m
-    for name, tokens in zip(corpus.groups, corpus.train, strict=True):
-        epochs = windows * trainer.shape.window / len(tokens)
-        if epochs > config.max_epochs:
-            print(f"note: at equal shares this run reads {name} {epochs:.1f} times; more text of "
-                  f"it or fewer --steps keep it below --max-epochs {config.max_epochs:g}")
+    total = config.steps * config.batch * trainer.shape.window          # tokens
+    sizes = dict(zip(corpus.groups, map(len, corpus.train), strict=True))
+    for name, size in sizes.items():
+        epochs = total / trainer.m / size
+        if epochs > MANY_EPOCHS and not config.max_epochs:
+            print(f"note: at equal shares this run reads {name} {epochs:.1f} times; "
+                  f"--max-epochs {MANY_EPOCHS} gives it less")
+    epochs = total / sum(sizes.values())
+    if config.max_epochs and epochs > config.max_epochs:
+        print(f"note: this run is as long as all text {epochs:.1f} times and cannot keep to "
+              f"--max-epochs {config.max_epochs:g}; it reads each group equally often")
 
 
 def check_steps(config, history):
@@ -1094,11 +1101,17 @@ def refuse_other_run(out, config, flags):
 
 
 def program(config, settings, history):
-    """The generator that config asks for: a method, alone or on top of a prior. ValueError."""
+    """The generator that config asks for: a method, alone or on top of a prior, under --max-epochs.
+    ValueError."""
     method = functools.partial(pick("method", config.method, aioli.METHODS), **settings)
-    if not config.prior:
-        return method(history, config.steps)
+    generator = on_prior(config, method, history) if config.prior else method(history, config.steps)
+    if config.max_epochs:
+        return aioli.capped(history, config.steps, generator, config.max_epochs)
+    return generator
 
+
+def on_prior(config, method, history):
+    """The generator of a method on top of --prior. ValueError."""
     starts_anywhere = "start" in inspect.signature(method).parameters
     if config.restart == "prior" and not starts_anywhere:
         raise ValueError(f"--restart prior: {config.method} always starts from uniform; use "
@@ -1447,16 +1460,18 @@ def settings_of(method):
             if parameter.default is not parameter.empty and parameter.default is not None}
 
 
-def method_of(argv):
-    """The method that a command line names. Raises ValueError for what takes a comparison."""
-    first = Parser(add_help=False, allow_abbrev=False)
-    for name in SEVERAL:
-        first.add_argument(flag(name), default=getattr(Config, name))
-    asked = vars(first.parse_known_args(argv)[0])
+def defaults_of(argv):
+    """The method that a command line names, and the defaults of all flags, {name: value}: those of
+    Config, or with --preset paper the paper's. Raises ValueError for what takes a comparison."""
+    first = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in (*SEVERAL, "preset"):
+        first.add_argument(flag(name))
+    given = vars(first.parse_known_args(argv)[0])
+    defaults = vars(Config()) | (PAPER if given.get("preset") == "paper" else {})
     for name, pattern in SEVERAL.items():
-        if re.fullmatch(pattern, asked[name]):
-            raise ValueError(f"{flag(name)} {asked[name]} is for a comparison; use {COMPARE}")
-    return asked["method"]
+        if re.fullmatch(pattern, given.get(name, "")):
+            raise ValueError(f"{flag(name)} {given[name]} is for a comparison; use {COMPARE}")
+    return given.get("method", defaults["method"]), defaults
 
 
 def check_names(method, settings):
@@ -1472,14 +1487,14 @@ def check_names(method, settings):
 
 def parse(argv):
     """Command line -> Config, settings of the method. Raises ValueError naming the nearest flag."""
-    name, fields = method_of(argv), vars(Config())
+    name, fields = defaults_of(argv)
     method = pick("method", name, aioli.METHODS)
     settings = settings_of(method)
     check_names(name, settings)
     parser = Parser(prog="train.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     names = dict(method=f"how the mixture is chosen: {', '.join(aioli.METHODS)}",
-                 preset=f"shape of the model: {', '.join(model.PRESETS)}")
+                 preset=f"shape of the model: {', '.join(model.PRESETS)}; or paper, its flags, too")
     add_flags(parser.add_argument_group("a run"), fields, help_of(Config) | names)
     if settings:
         add_flags(parser.add_argument_group(f"settings of {name}"), settings, help_of(method))
@@ -1487,6 +1502,8 @@ def parse(argv):
     if unknown:
         refuse_unknown(unknown[0], name, sorted(parser._option_string_actions))
     given = vars(given)
+    if given["preset"] == "paper":
+        given["preset"] = fields["preset"]
     refuse_idle(given)
     settings = {setting: given[setting] for setting in settings}
     aioli.check(**settings)

@@ -575,8 +575,25 @@ def test_the_table_is_printed_before_anything_can_go_wrong_with_writing_it(
 
 
 def test_groups_that_would_be_read_often_are_named_at_the_start(tmp_path, capsys):
-    run(tmp_path, steps=60)                                     # 3840 of 5999 tokens each
+    run(tmp_path, steps=60)                                     # 3840 of 6000 tokens each
     assert "note: at equal shares" not in capsys.readouterr().out
-    run(tmp_path, steps=60, max_epochs=.5, name="more")
-    said = capsys.readouterr().out
-    assert "reads cycle 0.6 times" in said and "--max-epochs 0.5" in said
+    run(tmp_path, steps=60, batch=60, name="more")
+    assert "reads cycle 4.8 times; --max-epochs 4 gives it less" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method, config", [
+    ("natural", {}), ("fixed", {}), ("aioli", {}), ("aioli_rounds", {}), ("doremi", {}),
+    ("perplexity_weighted", {}), ("aioli", dict(prior=".9+.1", first=.3))])
+def test_no_group_is_read_more_often_than_max_epochs(tmp_path, method, config):
+    """7,680 tokens of a run, of 6,000 of each group; what the method asks for is one-sided."""
+    settings = {"fixed": dict(mixture=".95+.05"), "aioli_rounds": dict(rounds=2, eta=20.0),
+                "aioli": dict(eta=20.0)}.get(method, {})
+    result, _ = run(tmp_path, method, settings=settings, max_epochs=.65, **config)
+    assert max(result["epochs"].values()) <= .65 * (6000 / 16) / 374 + 1 / 374
+    assert sum(result["epochs"].values()) * 374 == pytest.approx(480)
+
+
+def test_a_run_that_is_longer_than_all_text_says_so_and_repeats_it_equally(tmp_path, capsys):
+    result, _ = run(tmp_path, "fixed", settings=dict(mixture=".9+.1"), steps=60, max_epochs=.5)
+    assert "as long as all text 0.6 times" in capsys.readouterr().out
+    assert list(result["epochs"].values()) == pytest.approx([240 / 374] * 2)

@@ -1244,3 +1244,56 @@ def test_false_that_stratified_is_proportional():
     n = np.array([9e6, 1e6])
     same(share_of(aioli.stratified, n), [.5, .5])
     same(share_of(aioli.natural, n), [.9, .1])
+
+
+# --- Caps on what is read.
+
+
+@given(sizes=st.lists(st.floats(50, 5000), min_size=2, max_size=5), epochs=st.floats(.5, 6),
+       rounds=st.integers(1, 6), seed=st.integers(0, 99))
+def test_no_method_reads_a_group_too_often_under_caps_and_none_is_cut_without_need(
+        sizes, epochs, rounds, seed):
+    """The method asks for mixtures drawn at random. All text suffices: the run has 3/4 of it."""
+    rng, m, steps, window, batch = np.random.default_rng(seed), len(sizes), 30, 4, 8
+    sizes = np.array(sizes) * steps * batch * window / (epochs * sum(sizes)) * 4 / 3
+    h = aioli.History("abcde"[:m], sizes, batch, window=window)
+    asked = rng.dirichlet(np.full(m, .3), rounds) + 1e-3
+    asked /= asked.sum(1, keepdims=True)
+
+    def method():
+        for p, n in zip(asked, aioli.split(steps, rounds)):
+            yield aioli.Train(p, n)
+
+    drive(aioli.capped(h, steps, method(), epochs), lambda request: dict(loss=np.ones(m)), h)
+    read = h.windows()[-1] * window
+    assert read.sum() == pytest.approx(steps * batch * window)
+    assert (read <= epochs * sizes * (1 + 1e-9)).all()
+    trained = np.array([row.request.p for row in h.trained()])
+    for row, p, q in zip(range(rounds), asked, trained):
+        before = sum((done.windows for done in h.trained()[:row]), np.zeros(m))
+        left = steps * batch - before.sum()
+        caps = (epochs * sizes / window - before) / left
+        np.testing.assert_allclose(q, aioli.project(p, np.maximum(caps, 0)), atol=1e-9)
+
+
+@given(sizes=st.lists(st.floats(50, 5000), min_size=2, max_size=5), epochs=st.floats(.1, 6))
+def test_equal_shares_under_caps_are_unimax(sizes, epochs):
+    mixtures = []
+    for method in ("stratified", "unimax"):
+        h = aioli.History("abcde"[:len(sizes)], sizes, batch=8, window=4)
+        program = aioli.unimax(h, 30, epochs=epochs)
+        if method == "stratified":
+            program = aioli.capped(h, 30, aioli.stratified(h, 30), epochs)
+        mixtures.append(next(program).p)
+    np.testing.assert_allclose(*mixtures, atol=1e-12)
+
+
+def test_scratch_runs_and_signals_pass_a_cap_as_they_are():
+    h = aioli.History("ab", [10., 1000.], batch=8, window=4)
+    requests = [aioli.Train(np.array([1., 0.]), 5, on="x"), aioli.Peek(np.array([1., 0.]), 5, "x"),
+                aioli.Train(np.array([1., 0.]), 0)]
+    program = aioli.capped(h, 5, (request for request in requests), 1.0)
+    reply = None
+    for request in requests:
+        assert program.send(reply) is request
+        reply = 0

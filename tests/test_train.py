@@ -1008,7 +1008,7 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     (["--micro-batch", "-1"], "--micro-batch -1", 2),
     (["--micro-batch", "9"], "at most --batch 8", 2),
     (["--save-every", "-1"], "--save-every -1", 2),
-    (["--max-epochs", "0"], "--max-epochs 0", 2),
+    (["--max-epochs", "-1"], "--max-epochs -1", 2),
     (["--eval-every", "0"], "--eval-every 0", 2),
     (["--val-windows", "0"], "--val-windows 0", 2),
     (["--init", "nowhere.safetensors"], "--init", 2),
@@ -1103,6 +1103,17 @@ def test_every_default_is_that_of_the_method_and_of_the_config():
     config, settings = train.parse(argv)
     assert (settings["mu"], config.method, config.val_windows) == (.01, "doge", 3)
     assert config.compile and config.lr == .1
+
+
+def test_the_papers_preset_is_its_model_its_aioli_and_its_rate_and_flags_still_count():
+    config, settings = train.parse(["--preset", "paper"])
+    assert (config.method, config.preset, config.steps, config.lr, config.warmup, config.batch) == (
+        "aioli_published", "pythia-160m", 5000, 5e-4, .1, 8)
+    assert settings == train.parse(["--method", "aioli_published"])[1]
+    other, _ = train.parse(["--preset", "paper", "--method", "doge", "--steps", "2"])
+    assert (other.method, other.steps, other.lr) == ("doge", 2, 5e-4)
+    with pytest.raises(ValueError, match="unknown preset 'papers'"):
+        train.parse(["--preset", "papers"])
 
 
 def test_a_setting_out_of_range_is_refused_before_any_text_is_read():
