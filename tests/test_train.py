@@ -1095,6 +1095,25 @@ def test_help_lists_and_explains_what_a_run_takes_and_nothing_else(method, capsy
     assert all(explained.get(name) for name in (*fields, *settings))
 
 
+def test_the_papers_command_runs_on_a_folder_in_the_form_of_slimpajama(tmp_path, monkeypatch):
+    monkeypatch.setitem(model.PRESETS, "pythia-160m", TINY)
+    rng, names = np.random.default_rng(0), ("RedPajamaArXiv", "RedPajamaGithub", "RedPajamaBook")
+    for file in range(2):
+        lines = [json.dumps({"text": " ".join(map(str, rng.integers(0, 99, 40))),
+                             "meta": {"redpajama_set_name": names[number % 3]}})
+                 for number in range(90)]
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / f"chunk{file}.jsonl").write_text("\n".join(lines))
+
+    command = ["--preset", "paper", "--steps", "80", "--data", str(tmp_path / "text"),
+               "--group-field", "meta.redpajama_set_name", "--encoding", "bpe300",
+               "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    assert train.main(command) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["method"] == "aioli_published" and result["probe_steps"] == 72
+    assert sorted(result["groups"]) == sorted(names)
+
+
 def test_every_default_is_that_of_the_method_and_of_the_config():
     config, settings = train.parse([])
     assert config == train.Config()
