@@ -20,7 +20,7 @@ import pytest
 import aioli
 import data
 import train
-from paper import bench, compare, fidelity, laws, lengths, tables
+from paper import bench, compare, export, fidelity, gpu, laws, lengths, tables
 from tiny import run, tiny_preset                       # noqa: F401, a fixture
 from worlds import rng_of
 
@@ -323,7 +323,8 @@ def every_method(monkeypatch):
 
 PROGRAMS = {                    # and what each calls once it has read its command line
     "train.py": (train, "train"), "paper.compare": (compare, "compare"),
-    "paper.fidelity": (fidelity, "fidelity"), "paper.laws": (laws, "study")}
+    "paper.fidelity": (fidelity, "fidelity"), "paper.laws": (laws, "study"),
+    "paper.export": (export, "export"), "paper.gpu": (gpu, "measure")}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -372,7 +373,7 @@ def understand(*words, done):
 
 def test_every_flag_that_a_page_names_is_one(every_method, capsys):
     asked = [(train, ["--method", method]) for method in aioli.METHODS]
-    asked += [(module, []) for module in (compare, fidelity, laws)]
+    asked += [(module, []) for module in (compare, fidelity, laws, export, gpu)]
     for module, argv in asked:
         with pytest.raises(SystemExit):
             module.main([*argv, "--help"])
