@@ -549,15 +549,15 @@ def learn_params(h, arms, f=.75, sweeps=2, probe=4, diagonal=False):
     """
     counts = probe_counts(arms, h.m, f, probe * h.batch)                # (k, m)
     shares, drops = [], []
-    order = None
+    order, before = None, h.losses()[-1]
     for sweep_number in range(sweeps):
         forwards = sweep_number % 2 == 0
         order = h.rng.permutation(len(arms)) if forwards else order[::-1]
         for row in order:
-            before = h.losses()[-1]
             after = yield Train(counts[row] / counts[row].sum(), probe, probe=True)
             shares.append(h.last.share[arms])
             drops.append(before - after)
+            before = after
 
     if diagonal:
         probed = np.equal(shares, np.max(shares, axis=1, keepdims=True))
