@@ -251,16 +251,17 @@ def caps_of(h, steps, epochs):
     """The largest share of each group in the `steps` to come of the main run, (m,), with which the
     whole of it reads the group at most `epochs` times.
 
-    Where all text together does not last so long they are its shares, which repeat it more often.
-    Raises ValueError where the History does not know how many tokens a window has.
+    A run that is too long for that repeats all groups equally: the caps are what makes it so, and
+    sum to 1. Raises ValueError where the History does not know how many tokens a window has.
     """
     if not h.window:
         raise ValueError("epochs are of tokens: say how many a window has, History(window=...)")
-    read = sum((row.windows for row in h.trained()), np.zeros(h.m))
-    left = np.maximum(epochs * h.sizes / h.window - read, 0)            # (m,), windows
-    if not left.any():
-        left = h.sizes
-    return left / min(left.sum(), max(steps, 1) * h.batch)
+    read = sum((row.windows for row in h.rows if row.request.on == "main"), np.zeros(h.m))
+    windows = max(steps, 1) * h.batch                                   # to come
+    least = (read.sum() + windows) * h.window / h.sizes.sum()           # epochs of all text
+    left = max(epochs, least) * h.sizes / h.window - read               # (m,)
+    caps = np.maximum(left, 0) / windows
+    return caps / min(caps.sum(), 1)
 
 
 def lmo_step(p, A, eta):
@@ -361,7 +362,7 @@ def unimax(h, steps, epochs=4.0):
     and what a group at its cap leaves goes to the others. In LMO: A^t = 0, and caps on p. A run too
     long for all text together (caps sum to less than 1) is natural, and repeats more often. Extra
     cost: none. The paper counts characters, and fills the groups in the order of their size.
-    epochs: how often a group may be read.
+    epochs: how often a group may be read; as a prior, in the half run that it is learnt on.
     Raises ValueError where the History does not know how many tokens a window has.
 
     >>> project([.25] * 4, caps=[.1, .2, 5., 9.])
@@ -912,6 +913,7 @@ def power(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural")
 def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
     """A sweep, the law fitted to it, and the mixture that this proposes."""
     check(kl=kl)
+    check_prior_counts(kl, mixture_prior != "natural")
     prior = prior_of(h, mixture_prior)
     P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
     law = fit_law(P, L)
@@ -943,6 +945,12 @@ def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural",
             warnings.warn(f"olmix proposes {share:.3f} of {group}, of which no run had more than "
                           f"{most:.3f}; raise --kl or --points", stacklevel=2)
     yield Train(p, steps, A=-law.t)
+
+
+def check_prior_counts(kl, is_given):
+    """Raise ValueError for a prior that would change nothing."""
+    if is_given and not kl:
+        raise ValueError("--mixture-prior changes nothing without --kl; give it, .05 say")
 
 
 def prior_of(h, mixture_prior):
@@ -1529,14 +1537,13 @@ def learn_mixture(method, h, steps):
 
 def capped(h, steps, program, epochs):
     """A method, `program`, whose main run reads no group over `epochs` times: it trains on the
-    mixture nearest to the one asked for (`project`) under the caps of what is left of each group.
+    mixture nearest to the one asked for (`project`) under the caps of what is left of each group,
+    spread over the rest of the run.
 
-    What is left is spread over the rest of the run, but for a probe, which is short and has to stay
-    one-sided. The method goes on from the mixture that it asked for, and its History has what was
-    trained on: in LMO a lazy projection of the online step. Where a run is too long for all text
-    together the shares of what is left are the caps, as in `unimax`, which is capped(stratified).
-    Extra runs, and batches that are only peeked at, are not capped. Raises ValueError as caps_of,
-    and where a mixture has too few groups above 0.
+    The method goes on from the mixture that it asked for, and its History has what was trained on:
+    in LMO a lazy projection of the online step. `unimax` is capped(stratified). Probes, and batches
+    that are only peeked at, have to be as they are: they are not capped, but count as read. Nor are
+    extra runs. Raises ValueError as caps_of, and for a mixture whose groups do not last.
     """
     reply = None
     while True:
@@ -1544,9 +1551,13 @@ def capped(h, steps, program, epochs):
             request = program.send(reply)
         except StopIteration:
             return
-        if isinstance(request, Train) and request.on == "main" and request.steps:
+        is_main = isinstance(request, Train) and request.on == "main"
+        if is_main and request.steps and not request.probe:
             left = steps - sum(row.request.steps for row in h.trained())
-            caps = caps_of(h, request.steps if request.probe else left, epochs)
+            caps = caps_of(h, left, epochs)
+            if not caps[request.p > 0].sum() > 1 - 1e-9:
+                raise ValueError(f"the mixture {h.listing(request.p)} needs more than {epochs:g} "
+                                 "epochs of its groups; raise --max-epochs, or mix in others")
             request = request._replace(p=project(request.p, caps))
         reply = yield request
 

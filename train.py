@@ -1494,7 +1494,8 @@ def parse(argv):
     parser = Parser(prog="train.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     names = dict(method=f"how the mixture is chosen: {', '.join(aioli.METHODS)}",
-                 preset=f"shape of the model: {', '.join(model.PRESETS)}; or paper, its flags, too")
+                 preset=f"shape of the model: {', '.join(model.PRESETS)}; or paper: pythia-160m, "
+                        "and aioli_published, 5,000 steps and a rate of 5e-4 if not given")
     add_flags(parser.add_argument_group("a run"), fields, help_of(Config) | names)
     if settings:
         add_flags(parser.add_argument_group(f"settings of {name}"), settings, help_of(method))
@@ -1502,6 +1503,7 @@ def parse(argv):
     if unknown:
         refuse_unknown(unknown[0], name, sorted(parser._option_string_actions))
     given = vars(given)
+    pick("preset", given["preset"], {**model.PRESETS, "paper": None})
     if given["preset"] == "paper":
         given["preset"] = fields["preset"]
     refuse_idle(given)

@@ -217,7 +217,7 @@ def mixture(shares, groups, means):
 def stages_of(result, groups, means, steps, grid):
     """The mixtures of a run, {first step: {group: share}}, stretched to `steps` steps; each begins
     at the last multiple of `grid` before its time. Raises ValueError."""
-    stages, before, last = {}, -1, None
+    stages, changes, before, last = {}, 0, -1, None
     for at, shares in result["mixtures"]:
         if not before < at < result["steps"]:
             raise ValueError(f"a mixture from step {at} on, after {before}")
@@ -225,7 +225,11 @@ def stages_of(result, groups, means, steps, grid):
         start = int(at * steps // (result["steps"] * grid)) * grid
         if shares != last:
             stages[start if stages else 0] = shares                     # probes may have been first
+            changes += 1
         before, last = at, shares
+    if changes > len(stages):
+        print(f"note: {changes - len(stages)} of {changes} mixtures are left out, as others begin "
+              f"at the same step of the format, a multiple of {grid}", file=sys.stderr)
     return stages
 
 
@@ -245,6 +249,9 @@ def paths_of(template, groups, format):
 def read(flags):
     """The Export that the command line asks for. Raises ValueError."""
     path = Path(flags.out) / "result.json"
+    if not path.exists():
+        raise ValueError(f"no finished run in {flags.out}: there is no {path}; finish it with "
+                         "--resume, or name another folder")
     result = train.read_result(path)
     groups, kind = list(result["realised_mixture"]), FORMATS[flags.format]
     means = mean_tokens(flags.mean_tokens, groups) if flags.mean_tokens else 1

@@ -5,8 +5,8 @@
     python -m paper.laws power --runs MIXTURES.csv LOSSES.csv --target code --kl .05
 
 A CSV file has a header and a line a run: the number of the run, then a share per group, or a loss
-each; losses need not be of the groups. Olmix's ratios.csv and metrics.csv are such files too. The
-last line that is printed is the command that trains a model on the proposed mixture.
+each; losses need not be of the groups, but above 0. Olmix's ratios.csv and metrics.csv are such
+files too. The last line that is printed is the command that trains on the proposed mixture.
 """
 import argparse
 import shlex
@@ -16,6 +16,7 @@ import time
 import numpy as np
 
 import aioli
+import data
 import train
 from paper.runs import read_runs
 
@@ -32,9 +33,6 @@ def quality(law, mixtures, losses):
     """How well a law predicts runs, mixtures (R, m) and losses (R, n), R >= 2 -> R^2, mean squared
     error in nats^2, and Spearman's rank correlation, each (n,), one per loss. Raises ValueError."""
     P, L = aioli.check_runs(mixtures, losses, 2)
-    if not np.ptp(L, axis=0).all():
-        raise ValueError("a loss is the same in all runs, so that no law can be judged by it; "
-                         "leave its column out")
     predicted = law(P)                                                  # (R, n)
 
     error = ((predicted - L) ** 2).mean(0)
@@ -57,6 +55,16 @@ def print_quality(targets, columns):
     line("mean", np.mean(columns, axis=2))
 
 
+def check_varies(targets, L):
+    """Raise ValueError for runs, losses (R, n), that no law can be judged by."""
+    if len(L) < 2:
+        raise ValueError("one run is too few to judge a law by; give two or more")
+    same = np.array(targets)[np.ptp(L, axis=0) == 0]
+    if len(same):
+        raise ValueError(f"the loss {same[0]} is the same in all runs, and no law can be judged by "
+                         "it; leave its column out")
+
+
 def read_holdout(files, groups, targets):
     """Runs to test a law on -> mixtures (R, m), losses (R, n). Raises ValueError unless they are of
     these groups and losses, in this order."""
@@ -73,17 +81,26 @@ def weights_of(text, targets):
     if not text:
         return np.ones(len(targets))
     w = dict.fromkeys(targets, 0.0)
-    for part in text.split(","):
-        name, _, weight = part.partition("=")
-        train.pick("loss", name, w)
+    for part in map(str.strip, text.split(",")):
+        name, _, weight = (part, "", 1) if part in w else part.rpartition("=")
+        train.pick("loss", name or part, w)
+        if w[name]:
+            raise ValueError(f"--target names {name} twice; give it one weight")
         try:
-            w[name] = float(weight or 1)
+            w[name] = float(weight)
         except ValueError:
             w[name] = np.nan
         if not (w[name] and aioli.finite(w[name])):
             raise ValueError(f"{part!r} is not a loss and its weight, as in {name}=2, or {name}=-1 "
                              "for one that should rise")
     return np.array(list(w.values()))
+
+
+def check_falls(method, objective, w):
+    """Raise ValueError for a weight below 0, (n,), where losses can only fall."""
+    if w.min() < 0 and (method, objective) != ("dml", "loss"):
+        raise ValueError("a weight below 0 in --target is for the law dml and the objective loss: "
+                         "power's losses only fall, and perplexities have no opposite")
 
 
 def print_proposal(groups, mixture, P):
@@ -94,7 +111,7 @@ def print_proposal(groups, mixture, P):
             if p > .999 * most]
     if held:
         print(f"no run had more of: {'  '.join(held)}")
-    command = dict(method="fixed", groups="+".join(groups),
+    command = dict(method="fixed", groups="+".join(map(data.clean, groups)),
                    mixture="+".join(f"{p:.4f}" for p in mixture))
     print(shlex.join(["python", "train.py", *train.as_flags(command)]))
 
@@ -108,12 +125,17 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     """
     fit = train.pick("law", method, LAWS)
     aioli.check(objective=objective, kl=kl)
+    aioli.check_prior_counts(kl, mixture_prior)
     groups, P, targets, L = read_runs(runs)
     prior = aioli.parse_mixture(mixture_prior, groups, "--mixture-prior") if mixture_prior else None
     w = weights_of(target, targets)
+    check_falls(method, objective, w)
     tests = [(P, L), read_holdout(holdout, groups, targets)] if holdout else [(P, L)]
     counts = w != 0
     tests = [(mixtures, losses[:, counts]) for mixtures, losses in tests]
+    targets = np.array(targets)[counts]
+    for _, losses in tests:
+        check_varies(targets, losses)
 
     began = time.perf_counter()
     law = fit(*tests[0])
@@ -122,7 +144,7 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     print(f"{method}: law of {len(groups)} shares for {sum(counts)} losses, "
           f"fitted to {len(P)} runs in {spent:.1f} s")
 
-    print_quality(np.array(targets)[counts], [quality(law, *test) for test in tests])
+    print_quality(targets, [quality(law, *test) for test in tests])
     print_proposal(groups, mixture, P)
 
 

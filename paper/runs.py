@@ -15,7 +15,10 @@ def read_cells(path):
     """A CSV file, UTF-8 or UTF-16 -> [(line number, cells)] of the lines that have any. ValueError.
 
     The comma, semicolon or tab separates them, whichever is most often in the first line."""
-    content = Path(path).read_bytes()
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror}); give another file") from None
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         lines = content.decode(encoding).splitlines(keepends=True)
@@ -88,5 +91,7 @@ def read_runs(files):
         if not (.98 < total < 1.02 or 98 < total < 102):                # rounded shares will do
             raise ValueError(f"{files[0]}, run {run}: the shares sum to {total:g}, neither to 1 "
                              "nor to 100")
+    if len(groups) < 2:
+        raise ValueError(f"{files[0]} has one group, {groups[0]}; mixing needs two or more")
     P, L = aioli.check_runs(list(mixtures.values()), [losses[run] for run in mixtures], 1)
     return groups, P, targets, L

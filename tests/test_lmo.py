@@ -1297,3 +1297,38 @@ def test_scratch_runs_and_signals_pass_a_cap_as_they_are():
     for request in requests:
         assert program.send(reply) is request
         reply = 0
+
+
+def test_a_run_too_long_for_its_caps_repeats_all_groups_equally_to_its_end():
+    h = aioli.History("abc", [100., 300., 600.], batch=8, window=4)
+    asked = [aioli.Train(np.array([.8, .1, .1]), 50) for _ in range(6)]     # 9,600 tokens
+    drive(aioli.capped(h, 300, (request for request in asked), 2.0),
+          lambda request: dict(loss=np.ones(3)), h)
+    for row in h.trained():
+        np.testing.assert_allclose(row.request.p, [.1, .3, .6], atol=1e-12)
+
+
+def test_batches_that_were_peeked_at_count_as_read_under_caps():
+    h = aioli.History("ab", [1000., 3000.], batch=10, window=4)
+    requests = [aioli.Peek(np.array([.5, .5]), 20, "main"), aioli.Train(np.array([.9, .1]), 20)]
+    answers = iter([dict(signals=dict(A=np.eye(2), norm=np.ones(2), target_norm=1.0)),
+                    dict(loss=np.ones(2))])
+    drive(aioli.capped(h, 20, (request for request in requests), .5), lambda _: next(answers), h)
+    assert h.last.request.p[0] == pytest.approx((.5 * 1000 / 4 - 5) / 200)
+
+
+def test_probes_stay_one_sided_under_caps_and_what_they_read_counts():
+    h = aioli.History("ab", [1000., 3000.], batch=10, window=4)
+    requests = [aioli.Train(np.array([1., 0.]), 10, probe=True),
+                aioli.Train(np.array([.9, .1]), 10)]
+    drive(aioli.capped(h, 20, (request for request in requests), .5),
+          lambda request: dict(loss=np.ones(2)), h)
+    probe, rest = [row.request.p for row in h.trained()]
+    assert probe is requests[0].p and rest[0] == pytest.approx((.5 * 1000 / 4 - 100) / 100)
+
+
+def test_a_mixture_of_groups_that_do_not_last_is_refused_by_name():
+    h = aioli.History(["code", "law"], [100., 3000.], batch=10, window=4)
+    requests = (request for request in [aioli.Train(np.array([1., 0.]), 10)])
+    with pytest.raises(ValueError, match="code 1, law 0 needs more than 2 epochs.*--max-epochs"):
+        next(aioli.capped(h, 10, requests, 2.0))

@@ -144,10 +144,12 @@ def test_a_prior_draws_the_proposal_and_a_group_that_no_run_had_more_of_is_named
     (["--target", "wbe"], "unknown loss 'wbe'; did you mean 'web'?"),
     (["--target", "web=x"], "'web=x' is not a loss and its weight"),
     (["--target", "web=0"], "'web=0' is not"), (["--target", "web=nan"], "'web=nan' is not"),
-    (["--target", "web=-1", "--objective", "perplexity"], "a weight below 0 is for losses"),
+    (["--target", "web=-1", "--objective", "perplexity"], "a weight below 0 in --target is for"),
+    (["--target", "law=2, web , law"], "--target names law twice"),
     (["--kl", "-1"], "--kl -1.0 is out of range"),
-    (["--mixture-prior", "1+1+1"], "--mixture-prior '1+1+1' is not 2 shares joined by +"),
-    (["--mixture-prior", "0+1"], "a prior must be 2 shares above 0"),
+    (["--mixture-prior", "1+3"], "--mixture-prior changes nothing without --kl"),
+    (["--kl", ".1", "--mixture-prior", "1+1+1"], "--mixture-prior '1+1+1' is not 2 shares joined by +"),
+    (["--kl", ".1", "--mixture-prior", "0+1"], "a prior must be 2 shares above 0"),
 ])
 def test_a_goal_that_is_none_gets_one_line_and_exit_code_2(arguments, says, tmp_path, capsys):
     files = finished_runs(tmp_path, ("law", "web"), a_law())
@@ -290,9 +292,20 @@ def test_runs_that_determine_no_law_are_refused(law, tmp_path, capsys):
 def test_a_loss_that_is_the_same_in_all_runs_is_no_measure_of_a_law(tmp_path, capsys):
     reading(tmp_path, losses="run,law,web\n1,3,4\n2,3,3\n3,3,3\n")
     assert run("power", "--runs", tmp_path / "p.csv", tmp_path / "l.csv") == 2
-    assert "the same in all runs" in capsys.readouterr().err
+    assert "the loss law is the same in all runs" in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there_is_exit_code_1(tmp_path, capsys):
-    assert run("dml", "--runs", tmp_path / "p.csv", tmp_path / "l.csv") == 1
-    assert "p.csv" in capsys.readouterr().err
+def test_power_is_not_asked_for_what_should_rise(tmp_path, capsys):
+    reading(tmp_path, losses="run,law,web\n1,3,4\n2,3.5,3\n3,3,3\n")
+    files = tmp_path / "p.csv", tmp_path / "l.csv"
+    assert run("power", "--runs", *files, "--target", "web=-1") == 2
+    assert "is for the law dml" in capsys.readouterr().err
+
+
+def test_a_name_with_an_equals_sign_can_be_a_target():
+    np.testing.assert_array_equal(laws.weights_of("b, a=b=2", ["a=b", "b", "c"]), [2, 1, 0])
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
+    assert run("dml", "--runs", tmp_path / "p.csv", tmp_path / "l.csv") == 2
+    assert "cannot read" in capsys.readouterr().err
