@@ -148,7 +148,7 @@ def test_a_prior_draws_the_proposal_and_a_group_that_no_run_had_more_of_is_named
     (["--target", "law=2, web , law"], "--target names law twice"),
     (["--kl", "-1"], "--kl -1.0 is out of range"),
     (["--mixture-prior", "1+3"], "--mixture-prior changes nothing without --kl"),
-    (["--kl", ".1", "--mixture-prior", "1+1+1"], "--mixture-prior '1+1+1' is not 2 shares joined by +"),
+    (["--kl", ".1", "--mixture-prior", "1+1+1"], "'1+1+1' is not 2 shares joined by +"),
     (["--kl", ".1", "--mixture-prior", "0+1"], "a prior must be 2 shares above 0"),
 ])
 def test_a_goal_that_is_none_gets_one_line_and_exit_code_2(arguments, says, tmp_path, capsys):
