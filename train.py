@@ -1009,7 +1009,8 @@ def train_in(out, config, settings, corpus, flags):
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
-                            warmup=config.warmup, window=trainer.shape.window)
+                            warmup=config.warmup, window=trainer.shape.window,
+                            bytes_per_token=corpus.bytes_per_token("val"))
     method = program(config, settings, history)
     known = scratch_runs(config, corpus.digest) if config.past else []
 
