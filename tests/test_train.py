@@ -183,6 +183,22 @@ def with_bytes(found):
     return found._replace(manifest=dict(groups=counts))
 
 
+def test_bits_per_byte_are_told_where_the_bytes_are_known(tmp_path, monkeypatch, capsys):
+    made_up, _ = run(tmp_path, steps=4)
+    assert not {"test_bits", "avg_test_bits"} & set(made_up)
+    assert "bits per byte" not in capsys.readouterr().out
+
+    known = with_bytes(tiny.corpus("cycle", "words"))
+    monkeypatch.setattr(tiny, "corpus", lambda *groups: known)
+    result, _ = run(tmp_path, steps=4, name="known")
+    by_hand = {group: loss / np.log(2) / b
+               for (group, loss), b in zip(result["test_loss"].items(), (5, 6))}
+    assert result["test_bits"] == pytest.approx(by_hand)
+    assert result["avg_test_bits"] == pytest.approx(sum(by_hand.values()) / 2)
+    assert f"   bits per byte {result['avg_test_bits']:.4f}   " in capsys.readouterr().out
+    assert train.read_result(tmp_path / "known" / "result.json")["test_bits"] == result["test_bits"]
+
+
 def test_the_bytes_of_a_token_are_counted_in_the_text(texts, tmp_path):       # noqa: F811
     """Where tokens are single bytes all are of the text but two line ends after each document."""
     found = data.load(data=str(texts), encoding="bpe256", cache=str(tmp_path / "cache"))
