@@ -954,6 +954,7 @@ def mixture_by(method, objective, b=None, losses=(3., 2.)):
     return h.last.request.p
 
 
+@pytest.mark.filterwarnings("ignore:olmix proposes")
 @pytest.mark.parametrize("method", MEASURING)
 def test_what_counts_is_the_weights_that_it_is_of(method):
     """Bits are losses where all tokens have as many bytes, and else weights over these; equal
