@@ -99,19 +99,25 @@ class History:
     groups: the m names.  sizes: (m,) training tokens of each.  batch: windows per step.
     seed: of the method's own choices (probe order), drawn from `rng`, so that a method replayed
     makes the same ones.  warmup: share of the run's steps in which the learning rate rises.
-    window: tokens of a window, for methods that count epochs.
+    window: tokens of a window, for methods that count epochs.  bytes_per_token: (m,) of the
+    validation text, UTF-8, for the objective bits.
     """
 
-    def __init__(self, groups, sizes, batch, seed=0, warmup=.1, window=None):
+    def __init__(self, groups, sizes, batch, seed=0, warmup=.1, window=None, bytes_per_token=None):
         self.groups = list(groups)
         self.sizes = np.asarray(sizes, float).reshape(len(self.groups))
         self.batch = batch
         self.seed = seed
         self.warmup = warmup
         self.window = window
+        self.bytes_per_token = bytes_per_token
         self.m = len(self.groups)
         if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
             raise ValueError(f"sizes must be above 0, not {self.listing(self.sizes)}")
+        if bytes_per_token is not None:
+            self.bytes_per_token = b = np.asarray(bytes_per_token, float).reshape(self.m)
+            if not (finite(b) & (b > 0)).all():
+                raise ValueError(f"bytes_per_token must be above 0, not {self.listing(b)}")
         self.uniform = np.full(self.m, 1 / self.m)
         self.rng = np.random.default_rng(seed)
         self.rows = []
@@ -289,15 +295,42 @@ def split(steps, rounds):
     return np.diff(np.arange(rounds + 1) * steps // rounds).tolist()
 
 
-def weigh(L, objective):
-    """What is averaged over groups: the losses L, or their perplexities exp(L)."""
-    return np.exp(L) if objective == "perplexity" else L
+FORMS = ("loss", "perplexity")  # what is averaged, with weights; other objectives are weights
 
 
-def importance(L, objective):
+def what_counts(h, objective):
+    """An --objective as one of FORMS and the weights of the groups, (m,), of mean 1.
+
+    `loss` and `perplexity` weigh all alike. `bits`, per byte, are L_i / (ln 2 * bytes per token of
+    group i): a loss with weights in inverse proportion to these bytes. 2+1+1 are weights of the
+    losses, in the order of the groups. Raises ValueError, also for bits where the History does not
+    know the bytes.
+
+    >>> what_counts(History("ab", sizes=[1, 1], batch=8), "3+1")
+    ('loss', array([1.5, 0.5]))
+    """
+    check(objective=objective)
+    if objective in FORMS:
+        return objective, np.ones(h.m)
+    if objective != "bits":
+        w = parse_mixture(objective, h.groups, "--objective")
+    elif h.bytes_per_token is None:
+        raise ValueError("--objective bits is per byte: say how many a token has in each group, "
+                         "History(bytes_per_token=...)")
+    else:
+        w = 1 / h.bytes_per_token
+    return "loss", w / w.mean()
+
+
+def weigh(L, form, w=1.0):
+    """What is averaged over groups: the losses L times w, or their perplexities exp(L) times w."""
+    return w * np.exp(L) if form == "perplexity" else w * L
+
+
+def importance(L, form, w=1.0):
     """The derivative of `weigh`: what a fall of each loss is worth, (m,) -> (m,)."""
     tame = L - max(np.max(L) - 300, 0)                  # exp(710) is no number; only ratios matter
-    return np.exp(tame) if objective == "perplexity" else np.ones_like(L)
+    return w * (np.exp(tame) if form == "perplexity" else np.ones_like(L))
 
 
 LIMITS = {                      # least and largest value of a setting, whichever method has it
@@ -312,8 +345,9 @@ LIMITS = {                      # least and largest value of a setting, whicheve
 def check(**settings):
     """Raise ValueError for a setting out of range. Methods call it before anything trains."""
     for name, value in settings.items():
-        if name == "objective" and value not in ("loss", "perplexity"):
-            raise ValueError(f"--objective {value!r} is neither loss nor perplexity")
+        if name == "objective" and value not in (*FORMS, "bits") and not len(shares_in(value)):
+            raise ValueError(f"--objective {value!r} is neither loss, perplexity nor bits, nor "
+                             "weights of the groups joined by +, as 2+1+1")
         if name not in LIMITS:
             continue
         least, most = LIMITS[name]
@@ -581,13 +615,15 @@ def aioli_rounds(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4,
     losses that count (default: all). Raises ValueError for probes that do not fit into a round.
     rounds: T, updates of the mixture.  eta: step size.  ema: weight of the past (0: steps add up).
     f: share of the probed group.  sweeps: probes per group and round.  probe: steps per probe.
-    diagonal: no group affects another.  objective: loss, or perplexity (row i of A times exp(L_i)).
+    diagonal: no group affects another.
+    objective: loss, perplexity (row i of A times exp(L_i)), bits (per byte), or weights as 2+1+1.
 
     >>> A = np.array([[3., -1.], [0., 1.]])
     >>> lmo_step([.5, .5], normalise(A), eta=.2).round(3)
     array([0.521, 0.479])
     """
-    check(rounds=rounds, eta=eta, ema=ema, f=f, sweeps=sweeps, probe=probe, objective=objective)
+    check(rounds=rounds, eta=eta, ema=ema, f=f, sweeps=sweeps, probe=probe)
+    form, w = what_counts(h, objective)
     p = h.uniform if start is None else start
     rows = np.arange(h.m) if rows is None else rows
     arms = np.flatnonzero(p)
@@ -598,7 +634,7 @@ def aioli_rounds(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4,
     yield Train(p, 0)
     for n in split(steps, rounds):
         A = yield from learn_params(h, arms, f, sweeps, probe, diagonal)            # (m, m)
-        weighted = importance(h.losses()[-1], objective)[:, None] * A
+        weighted = importance(h.losses()[-1], form, w)[:, None] * A
         scaled = np.zeros((len(rows), h.m))
         scaled[:, arms] = normalise(weighted[np.ix_(rows, arms)])       # entries sum to 1
 
@@ -649,7 +685,8 @@ def aioli_published(h, steps, ema=False, objective="loss", start=None):
 
     A run of 4,000 steps has 16 rounds for two or three groups and 20 for seven; probes take 13, 29
     and 70 per cent of it.
-    ema: average A, as the release can.  objective: loss, or perplexity.
+    ema: average A, as the release can.
+    objective: loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
     """
     yield from aioli_rounds(h, steps, start=start, objective=objective,
                             **published(h.m, steps, ema))
@@ -874,11 +911,13 @@ def grid(h, steps, points=9, objective="loss"):
 
     A^t: none; the solver looks it up. Extra cost: `points` full runs. Paper: 9 points (.1 to .9)
     for m = 2, 9 or 10 draws otherwise.
-    points: number of scratch runs.  objective: average loss, or average perplexity.
+    points: number of scratch runs.
+    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
     """
+    form, w = what_counts(h, objective)
     P, L = yield from sweep(h, steps, points, objective)
     tame = np.minimum(L - max(L.max(1).min() - 300, 0), 700)        # as in `importance`
-    best = weigh(tame, objective).mean(1).argmin()
+    best = weigh(tame, form, w).mean(1).argmin()
     yield Train(P[best], steps)
 
 
@@ -890,7 +929,8 @@ def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
     Aioli uses 10. Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is
     enforced here and the problem is convex; and the proposal stays where runs have been (see
     `propose`).
-    points: number of scratch runs.  objective: average loss, or average perplexity.
+    points: number of scratch runs.
+    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
     kl: nats that a nat of KL(p || prior) must gain, as in Olmix (.05 there).
     mixture_prior: natural, uniform, or shares joined by +.
 
@@ -915,9 +955,10 @@ def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
     check(kl=kl)
     check_prior_counts(kl, mixture_prior != "natural")
     prior = prior_of(h, mixture_prior)
+    form, w = what_counts(h, objective)
     P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
     law = fit_law(P, L)
-    return law, propose(law, P, objective, kl=kl, prior=prior)
+    return law, propose(law, P, form, w, kl=kl, prior=prior)
 
 
 def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural", epochs=4.0):
@@ -929,17 +970,19 @@ def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural",
     problem with a cone solver, for bits per byte of tasks, and refuses a run that is too long. Its
     runs are small and many, hundreds of 30M parameters; here they are those of the other laws. Only
     the prior keeps the proposal where they have been: where it leaves them, it is warned of.
-    points: number of scratch runs.  objective: average loss, or average perplexity.
+    points: number of scratch runs.
+    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
     kl: nats that a nat of KL(p || prior) must gain.  epochs: how often a group may be read.
     mixture_prior: natural, uniform, or shares joined by +.
     Raises ValueError where the History does not know how many tokens a window has.
     """
     check(kl=kl, epochs=epochs)
     caps, prior = caps_of(h, steps, epochs), prior_of(h, mixture_prior)
+    form, w = what_counts(h, objective)
 
     P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
     law = fit_log_linear(P, L)
-    p = solve_static(law, h.uniform, objective, prior=prior, kl=kl, caps=caps)
+    p = solve_static(law, w / h.m, form, prior=prior, kl=kl, caps=caps)
     for group, share, most in zip(h.groups, p, P.max(0)):
         if share > most * (1 + 1e-9):
             warnings.warn(f"olmix proposes {share:.3f} of {group}, of which no run had more than "
@@ -975,13 +1018,19 @@ def propose(law, P, objective="loss", weights=None, kl=0.0, prior=None):
                         prior=prior, kl=kl, caps=P.max(0))
 
 
+def shares_in(text):
+    """Numbers joined by +, of any scale, at least 0 and one above 0 -> (k,); else none, (0,)."""
+    try:
+        shares = np.array([float(share) for share in text.split("+")])
+    except ValueError:
+        return np.zeros(0)
+    return shares if (shares >= 0).all() and 0 < shares.sum() < np.inf else np.zeros(0)
+
+
 def parse_mixture(text, groups, flag="--mixture"):
     """Shares joined by +, in the order of the groups -> a mixture (m,). Raises ValueError."""
-    try:
-        p = np.array([float(share) for share in text.split("+")])
-    except ValueError:
-        p = np.zeros(0)
-    if len(p) != len(groups) or not ((p >= 0).all() and 0 < p.sum() < np.inf):
+    p = shares_in(text)
+    if len(p) != len(groups):
         raise ValueError(f"{flag} {text!r} is not {len(groups)} shares joined by +, "
                          f"one for each of {', '.join(groups)}")
     return p / p.sum()
@@ -998,6 +1047,13 @@ def check_floor(floor, m):
                          f"lower it below 1/{m}")
 
 
+def check_form(objective):
+    """Raise ValueError for an objective that a law alone does not tell, as it knows no groups."""
+    if objective not in FORMS:
+        raise ValueError(f"--objective {objective!r} is neither loss nor perplexity, which are all "
+                         "that a law knows; give weights of the losses")
+
+
 def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior=None, kl=0.0,
                  caps=None):
     """argmin over mixtures of f(p) + kl * KL(p || prior), floor <= p_j <= caps_j -> p (m,).
@@ -1011,7 +1067,8 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior
     and keeps the best.  prior: (m,), all above 0, default uniform.  caps: (m,), default none.
     Raises ValueError, also where the caps do not add up to 1.
     """
-    check(objective=objective, kl=kl)
+    check_form(objective)
+    check(kl=kl)
     check_floor(floor, law.m)
     w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
     if objective == "perplexity" and w.min() < 0:
@@ -1374,16 +1431,17 @@ def aioli(h, steps, rounds=25, wait=.16, last=.4, eta=.5, objective="perplexity"
     cost rounds * last validations.
     rounds: validations in a run, were they to go on.  wait: share of the run before a forecast.
     last: share of the run after which the mixture stays.  eta: step size, per group.
-    objective: perplexity, or loss.
+    objective: perplexity, loss, bits (per byte), or weights of the groups, as 2+1+1.
     Raises ValueError if fewer than three validations come between the warm-up and the first
     forecast.
     """
-    check(rounds=rounds, wait=wait, last=last, eta=eta, objective=objective)
+    check(rounds=rounds, wait=wait, last=last, eta=eta)
+    form, w = what_counts(h, objective)
     start = h.uniform if start is None else start                       # groups at 0 stay there
 
     def step(law, p):
         A = -law.gradient(p) * (p > 0)                                  # (m, m), diagonal
-        weighted = importance(law(p), objective)[:, None] * A
+        weighted = importance(law(p), form, w)[:, None] * A
         return lmo_step(p, normalise(weighted), eta * (p > 0).sum()), A
 
     yield from forecasting(h, steps, rounds, wait, last, step, start)
@@ -1397,14 +1455,15 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     mattering, and shows the law a mixture that it has not met). A^t = minus the law's gradient at
     p. Extra cost: rounds * last validations. Settings as aioli.
     reach: largest change of a log share.  floor: least share of a group in a plan.
-    objective: average loss, or average perplexity.
+    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
     Raises ValueError as aioli does.
     """
-    check(rounds=rounds, wait=wait, last=last, reach=reach, objective=objective)
+    check(rounds=rounds, wait=wait, last=last, reach=reach)
     check_floor(floor, h.m)
+    form, w = what_counts(h, objective)
 
     def step(law, p):
-        plan = solve_static(law, objective=objective, floor=floor)
+        plan = solve_static(law, w, form, floor=floor)
         move = np.clip(np.log(plan / p), -reach, reach)
         p = egd(p, move, 1.0)                                           # p e^move, scaled
         return p, -law.gradient(p)
@@ -1512,7 +1571,7 @@ def learn_mixture(method, h, steps):
     before it, as that mixture is known by then. Of a method that keeps moving, the average over
     the run is taken, as the paper does.
     """
-    inner = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window)
+    inner = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window, h.bytes_per_token)
     program, reply = method(inner, steps), None
     while True:
         try:
@@ -1589,7 +1648,7 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
 
 def rehearse(h, steps, n, method, **settings):
     """Hear the method's first request after n steps, so that it complains about settings now."""
-    empty = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window)
+    empty = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window, h.bytes_per_token)
     empty.add(Train(h.uniform, n), loss=np.ones(h.m))
     next(method(empty, steps - n, **settings))
 

@@ -260,6 +260,15 @@ class Corpus(NamedTuple):
     manifest: dict      # where it comes from: documents, bytes, tokens, sha256, versions, seconds
     digest: str = ""    # of all these tokens: results compare where it is the same
 
+    def bytes_per_token(self, split):
+        """UTF-8 bytes of a split's text per token, (m,); ends of documents are tokens, no bytes.
+        None for a Corpus whose manifest does not say."""
+        counts = self.manifest.get("groups")
+        if not counts:
+            return None
+        entries = [counts[group][split] for group in self.groups]
+        return np.array([entry["bytes"] / entry["tokens"] for entry in entries])
+
 
 def load(groups="all", data=None, encoding="bpe1024", cache=".cache", progress=print, *,
          text_field="text", group_field="", document_mark="", out="out"):

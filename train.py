@@ -1009,7 +1009,8 @@ def train_in(out, config, settings, corpus, flags):
     trainer = Trainer(config, corpus)
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
-                            warmup=config.warmup, window=trainer.shape.window)
+                            warmup=config.warmup, window=trainer.shape.window,
+                            bytes_per_token=corpus.bytes_per_token("val"))
     method = program(config, settings, history)
     known = scratch_runs(config, corpus.digest) if config.past else []
 
@@ -1224,10 +1225,21 @@ def summarise(config, settings, trainer, history, wall):
         mfu=model.mfu(main.model, speed / trainer.world, trainer.device),
         test_loss=named(groups, test), test_ppl=named(groups, np.exp(test)),
         avg_test_loss=float(test.mean()), avg_test_ppl=float(np.exp(test).mean()),
+        **bits_of(trainer.corpus, test),
         val_loss=named(groups, rows[-1].reply), final_mixture=mixtures[-1][1],
         realised_mixture=named(groups, windows / windows.sum()),
         epochs=named(groups, main.sampler.epochs), mixtures=mixtures, curve=trainer.curve,
         settings=settings, config=dataclasses.asdict(config), versions=versions(config))
+
+
+def bits_of(corpus, test):
+    """Test losses (m,), nats per token, in bits per byte of the test text, whatever the tokeniser:
+    test_bits and avg_test_bits of result.json, or neither where the bytes are not known."""
+    per_token = corpus.bytes_per_token("test")
+    if per_token is None:
+        return {}
+    bits = test / (math.log(2) * per_token)
+    return dict(test_bits=named(corpus.groups, bits), avg_test_bits=float(bits.mean()))
 
 
 def named(groups, values):
@@ -1261,8 +1273,10 @@ def report(result):
               f"{result['realised_mixture'][group]:>10.3f}{result['epochs'][group]:>8.2f}"
               f"{result['val_loss'][group]:>10.3f}{result['test_loss'][group]:>11.3f}"
               f"{result['test_ppl'][group]:>10.2f}")
+    bits = f"bits per byte {result['avg_test_bits']:.4f}   " if "avg_test_bits" in result else ""
     print(f"average test perplexity {result['avg_test_ppl']:.3f}   "
-          f"average test loss {result['avg_test_loss']:.4f}   {result['wall_seconds']:.0f} s   "
+          f"average test loss {result['avg_test_loss']:.4f}   {bits}"
+          f"{result['wall_seconds']:.0f} s   "
           f"{result['tokens_per_second'] / 1000:.1f}k tok/s   {result['extra_steps']} extra steps"
           + (f"   MFU {result['mfu']:.0%}" if result.get("mfu") else ""))
 

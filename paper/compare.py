@@ -236,7 +236,8 @@ def hear_first_requests(lines, corpora, config):
         for groups, corpus in corpora.items():
             sizes = [len(tokens) for tokens in corpus.train]
             history = aioli.History(corpus.groups, sizes, config.batch, warmup=config.warmup,
-                                    window=model.PRESETS[config.preset].window)
+                                    window=model.PRESETS[config.preset].window,
+                                    bytes_per_token=corpus.bytes_per_token("val"))
             try:
                 next(aioli.METHODS[line.method](history, config.steps, **dict(line.settings)))
             except ValueError as error:

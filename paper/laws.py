@@ -124,7 +124,8 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     plus kl times its divergence from mixture_prior, shares joined by +. Raises ValueError.
     """
     fit = train.pick("law", method, LAWS)
-    aioli.check(objective=objective, kl=kl)
+    aioli.check_form(objective)
+    aioli.check(kl=kl)
     aioli.check_prior_counts(kl, mixture_prior)
     groups, P, targets, L = read_runs(runs)
     prior = aioli.parse_mixture(mixture_prior, groups, "--mixture-prior") if mixture_prior else None

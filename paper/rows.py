@@ -72,7 +72,7 @@ def longer(times):
 
 def spell(value):
     """2.0 as 2; everything else as Python writes it, in full."""
-    return str(value).removesuffix(".0")
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def parse_method(text):
@@ -133,6 +133,7 @@ RUN = ("kind", "method", "settings", "prior", "groups", "seed")     # the column
 TEXTS = ("text", "flags", "machine")
 WHOLE = ("steps", "extra_steps")
 REAL = ("wall_seconds", "avg_test_ppl", "avg_test_loss")
+NEWER = ("avg_test_bits",)      # real, too, but a row of an older result or file does not have it
 PER_GROUP = ("test_loss", "realised_mixture")
 
 
@@ -143,6 +144,7 @@ def row_of(result, flags, learnt=None):
     scratch runs it pays for.
     """
     row = {key: result[key] for key in ("text", *WHOLE, *REAL, *PER_GROUP)}
+    row |= {key: result[key] for key in NEWER if key in result}
     row |= dict(flags=" ".join(flags), machine=machine(result["versions"]))
     if learnt:
         scratch = learnt["extra_steps"] / (learnt["extra_steps"] + learnt["steps"])
@@ -174,10 +176,11 @@ def write_csv(path, rows):
     """{Entry: row} as a file, sorted, so that differences can be read."""
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
-    table.writerow([*RUN, *TEXTS, *WHOLE, *REAL, *PER_GROUP])
+    table.writerow([*RUN, *TEXTS, *WHOLE, *REAL, *NEWER, *PER_GROUP])
     for entry, row in sorted(rows.items()):
         run = entry._replace(settings=joined(dict(entry.settings)))
         values = [row[key] for key in (*TEXTS, *WHOLE, *REAL)]
+        values += [row.get(key, "") for key in NEWER]
         table.writerow([*run, *values, *(joined(row[key]) for key in PER_GROUP)])
     train.write(path, file.getvalue())
 
@@ -220,12 +223,13 @@ def read_row(cells):
     """What a line of the file, {column: text}, says of its run."""
     row = {key: cells[key] for key in TEXTS}
     row |= {key: int(cells[key]) for key in WHOLE}
-    row |= {key: float(cells[key]) for key in REAL}
+    real = (*REAL, *(key for key in NEWER if cells.get(key)))
+    row |= {key: float(cells[key]) for key in real}
     row |= {key: numbers(cells[key]) for key in PER_GROUP}
 
     if row["steps"] < 1 or row["extra_steps"] < 0:
         raise ValueError("its steps cannot be")
-    for key in REAL:
+    for key in real:
         if not 0 < row[key] < np.inf:
             raise ValueError(f"its {key} is {cells[key]}")
     for key in PER_GROUP:

@@ -170,10 +170,13 @@ def tabulate(rows):
     methods, ppl = of_kind("method"), "avg_test_ppl"
     measuring = [line for line in methods if line not in (STRATIFIED, CONTROL)]
 
+    in_bits = {entry: row for entry, row in rows.items() if "avg_test_bits" in row}
+
     show = functools.partial(table, rows)
     tables = [
         show("average test perplexity", ppl, 2, methods),
         show("average test loss", "avg_test_loss", 4, methods),
+        table(in_bits, "average test bits per byte", "avg_test_bits", 4, methods),
         show("perplexity against the control, perplexity_weighted", ppl, 2, measuring, "control"),
         show("perplexity against a static run at the method's own average mixture", ppl, 2,
              averages, "average"),

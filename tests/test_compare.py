@@ -42,7 +42,7 @@ def lines(draw):
     settings = []
     for name, default in train.settings_of(aioli.METHODS[method]).items():
         if name == "objective":
-            value = draw(st.sampled_from(["loss", "perplexity"]))
+            value = draw(st.sampled_from(["loss", "perplexity", "bits", "2+1", "2+1.0"]))
         else:
             value = type(default)(draw(NUMBERS))
         if value != default and draw(st.booleans()):
@@ -66,6 +66,7 @@ def tables_of_runs(draw):
         drawn = {key: draw(st.sampled_from(options)) for key, options in values.items()}
         drawn |= {key: draw(st.integers(1, 999)) for key in rows.WHOLE}
         drawn |= {key: draw(NUMBERS) for key in rows.REAL}
+        drawn |= {key: draw(NUMBERS) for key in rows.NEWER if draw(st.booleans())}
         found[entry] = drawn | {key: draw(SHARES) for key in rows.PER_GROUP}
     return found
 
@@ -123,6 +124,8 @@ def test_labels_are_those_of_the_tables_published_so_far(line, label):
 def test_a_setting_has_its_type_and_one_that_is_the_default_is_none():
     entry = parse_method("aioli_rounds:perplexity:eta=2:probe=3")
     assert entry.settings == (("objective", "perplexity"), ("eta", 2.0), ("probe", 3))
+    for text in ("horizon:bits", "horizon:objective=bits", "horizon:2+1.0:reach=2"):
+        assert parse_method(parse_method(text).name) == parse_method(text)
     assert [type(value) for _, value in entry.settings] == [str, float, int]
     assert parse_method("aioli:perplexity") == parse_method("aioli:eta=.5") == parse_method("aioli")
 
@@ -157,7 +160,41 @@ def test_a_line_that_is_no_row_is_named(tmp_path, old, new, says):
         rows.read_csv(path)
 
 
+def test_a_file_from_before_there_were_bits_is_read_and_its_rows_have_none(tmp_path):
+    path = tmp_path / "t.csv"
+    rows.write_csv(path, {at("aioli"): row(20., avg_test_bits=1.5)})
+    with_bits = path.read_text()
+    assert rows.read_csv(path)[at("aioli")]["avg_test_bits"] == 1.5
+    for old in (with_bits.replace(",1.5,", ",,"),
+                with_bits.replace(",avg_test_bits", "").replace(",1.5,", ",")):
+        path.write_text(old)
+        assert rows.read_csv(path) == {at("aioli"): row(20.)}
+    for bad in ("nan", "-1", "0", "none"):
+        path.write_text(with_bits.replace(",1.5,", f",{bad},"))
+        with pytest.raises(ValueError, match=f"line 2 .*{bad}"):
+            rows.read_csv(path)
+
+
 # --- the tables
+
+
+def test_bits_per_byte_have_a_table_of_the_rows_that_know_them():
+    old = {at("stratified"): row(20.), at("aioli"): row(19.)}
+    assert "bits per byte" not in text_of(old)
+    known = {at("stratified"): row(20., avg_test_bits=1.5),
+             at("aioli"): row(19., avg_test_bits=1.4)}
+    [table] = [table for table in tables.tabulate(known) if "bits per byte" in table]
+    assert "| average test bits per byte | a+b |" in table
+    assert "| stratified | 1.5000 |" in table and "| aioli | -0.1000 |" in table
+    mixed = text_of(known | {at("dml"): row(18.)})
+    assert table in mixed and "| dml | -2.00 |" in mixed
+    assert "bits per byte" not in text_of(old | {at("aioli"): row(19., avg_test_bits=1.4)})
+
+
+def test_a_row_has_the_bits_of_its_result_or_none():
+    result = row(20.) | dict(versions={})
+    assert "avg_test_bits" not in rows.row_of(result, [])
+    assert rows.row_of(result | dict(avg_test_bits=1.5), [])["avg_test_bits"] == 1.5
 
 
 def test_intervals_are_students_t():
@@ -372,6 +409,8 @@ def test_rows_of_another_machine_are_used_but_not_without_a_word(tmp_path, capsy
     (["--method", "aioli after grid,dml"], "unknown method 'aioli after grid'"),
     (["--method", "stratified:loss,dml"], "no objective"),
     (["--method", "doge:perplexity"], "no objective"),
+    (["--method", "aioli:bleu"], "neither loss, perplexity nor bits"),
+    (["--method", "horizon:2+1+1"], "on code+law: --objective '2+1+1' is not 2 shares"),
     (["--method", "aioli:rate=2"], "no rate"),
     (["--method", "stratified,aioli_rounds:sweeps=0"], "--sweeps 0 is out of range"),
     (["--method", "aioli:eta=two"], "eta is a number"),

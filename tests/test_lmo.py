@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, strategies as st
 
 import aioli
 from aioli import (egd, fit_linear_dynamic, importance, lmo_step, normalise, probe_counts, weigh)
-from worlds import (NAMES, Linear, Scripted, aioli_given, aioli_on, differ, doge_weights,
+from worlds import (NAMES, Linear, Scripted, Static, aioli_given, aioli_on, differ, doge_weights,
                     doremi_weights, drive, etas, freely, gradient_signals, grape_mixtures, history,
                     kl, matrices, measure, mixtures, mixtures_of, rng_of, same, scales, seeds,
                     sides, sizes, skillit_weights, softmax, swapped, tables, weights_of)
@@ -936,6 +936,61 @@ def test_importance_is_the_derivative_of_what_is_averaged(data, objective):
     L, step = data.draw(tables(1, low=.1, high=6.))[0], 1e-6
     slope = (weigh(L + step, objective) - weigh(L - step, objective)) / (2 * step)
     same(importance(L, objective), slope, rtol=1e-7)
+    w = data.draw(tables(1, len(L), low=0.))[0]
+    same(importance(L, objective, w), w * slope, rtol=1e-7)
+
+
+MEASURING = ("aioli_rounds", "aioli_published", "grid", "dml", "power", "olmix", "aioli", "horizon")
+
+
+def mixture_by(method, objective, b=None, losses=(3., 2.)):
+    """What a method's main run ends on in a world with these bytes per token, from these losses."""
+    h = aioli.History("ab", [2e6, 3e6], 8, window=16, bytes_per_token=b)
+    law = aioli.LogLinear(np.array(losses) - 1, np.array([[-1., 0.], [.3, -2.]]))
+    online = Linear(np.array([[3., .5], [.2, 1.]]) * 1e-4, np.array(losses))
+    world = Static(law) if method in ("grid", "dml", "power", "olmix") else online
+    with swapped(fit_log_linear=lambda *_: law, fit_power_law=lambda *_: law):      # find
+        drive(aioli.METHODS[method](h, 1000, objective=objective), world, h)
+    return h.last.request.p
+
+
+@pytest.mark.filterwarnings("ignore:olmix proposes")
+@pytest.mark.parametrize("method", MEASURING)
+def test_what_counts_is_the_weights_that_it_is_of(method):
+    """Bits are losses where all tokens have as many bytes, and else weights over these; equal
+    weights are losses; and their scale does not matter."""
+    loss = mixture_by(method, "loss")
+    for objective, b in (("bits", [2.3, 2.3]), ("1+1", None), (".1+.1", None)):
+        same(mixture_by(method, objective, b), loss, atol=1e-12)
+    tilted = mixture_by(method, "4+1")
+    same(mixture_by(method, "bits", [1.5, 6.]), tilted, rtol=1e-7, atol=1e-9)
+    same(mixture_by(method, "800+200"), tilted, atol=1e-12)
+    assert tilted[0] > loss[0] + 1e-3 and mixture_by(method, "1+4")[0] < loss[0] - 1e-3
+
+
+@given(st.data())
+def test_bits_are_the_losses_over_the_bytes_of_a_token_up_to_a_factor(data):
+    L, b = data.draw(tables(2, low=.5))
+    form, w = aioli.what_counts(aioli.History(range(len(L)), b, 8, bytes_per_token=b), "bits")
+    bits = L / (np.log(2) * b)
+    weighed = weigh(L, form, w)
+    same(weighed / weighed.sum(), bits / bits.sum())
+    same(importance(L, form, w) * b, np.full(len(L), w[0] * b[0]))
+
+
+def test_a_group_of_weight_0_gets_the_least_and_a_step_goes_to_the_others():
+    law = aioli.LogLinear(np.zeros(2), -np.eye(2))
+    _, w = aioli.what_counts(history(2), "1+0")
+    same(aioli.solve_static(law, w, "loss", floor=.1), [.9, .1], atol=1e-6)
+    A = importance(np.ones(2), "loss", w)[:, None] * np.eye(2)
+    same(lmo_step([.5, .5], A, 1.), softmax([2., 0.]))
+
+
+def test_a_law_knows_no_bytes_and_no_groups():
+    law = aioli.LogLinear(np.zeros(2), -np.eye(2))
+    for objective in ("bits", "1+1", "bleu"):
+        with pytest.raises(ValueError, match="is neither loss nor perplexity.* give weights"):
+            aioli.solve_static(law, objective=objective)
 
 
 # ---- reductions: one method is another ----

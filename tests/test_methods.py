@@ -6,6 +6,7 @@ from aioli.py; they run beside ours through random rounds.
 import functools
 import inspect
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 
 import aioli
-from aioli import METHODS, Peek, Train, Update, probe_counts
+from aioli import METHODS, History, Peek, Train, Update, probe_counts
 from worlds import (NAMES, Exact, Linear, Scripted, Static, aioli_on, differ, doge_weights,
                     doremi_weights, drive, freely, gradient_signals, grape_mixtures, history,
                     matrices, measure, mixtures_of, rng_of, same, seeds, sizes, skillit_weights,
@@ -1055,10 +1056,28 @@ def test_a_setting_at_its_limits_is_not_out_of_range(method, name):
 
 @pytest.mark.parametrize("method", [name for name in EXTRA if "objective" in settings_of(name)])
 def test_an_unknown_objective_is_refused_before_the_first_request(method):
-    with pytest.raises(ValueError, match="^--objective 'bits' is neither loss nor perplexity"):
-        next(METHODS[method](history(4), 1000, objective="bits"))
-    with pytest.raises(ValueError, match="^--objective 'bits'"):
-        next(aioli.with_prior(history(4), 2000, METHODS[method], aioli.grid, objective="bits"))
+    for objective, says in (("bleu", "is neither loss, perplexity nor bits, nor weights"),
+                            ("1+1+-1+1", "is neither"), ("0+0+0+0", "is neither"),
+                            ("1+nan+1+1", "is neither"), ("1+inf+1+1", "is neither"),
+                            ("2+1+1", "is not 4 shares"), ("2", "is not 4 shares"),
+                            ("bits", "is per byte: say how many")):
+        with pytest.raises(ValueError, match=f"^--objective '?{re.escape(objective)}'? {says}"):
+            next(METHODS[method](history(4), 1000, objective=objective))
+        with pytest.raises(ValueError, match="^--objective "):
+            next(aioli.with_prior(history(4), 2000, METHODS[method], aioli.grid,
+                                  objective=objective))
+    with_bytes = History("abcd", [1, 1, 1, 1], 8, bytes_per_token=[1, 2, 3, 4], window=16)
+    for known in ("bits", "2+1+1+0"):
+        next(METHODS[method](with_bytes, 1000, objective=known))
+        next(aioli.with_prior(with_bytes, 2000, METHODS[method], aioli.grid, objective=known))
+        on_same = functools.partial(METHODS[method], objective=known)
+        next(aioli.with_prior(with_bytes, 2000, aioli.aioli, on_same))
+
+
+@pytest.mark.parametrize("b", [[1, 0], [1, -1], [1, np.nan], [1, np.inf], [1], [1, 2, 3]])
+def test_bytes_of_a_token_are_above_0_and_as_many_as_there_are_groups(b):
+    with pytest.raises(ValueError):
+        History("ab", [1, 1], 8, bytes_per_token=b)
 
 
 def test_a_floor_that_leaves_no_choice_is_refused_before_the_first_request():

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from tiny import (                                              # noqa: F401
     BASE,
@@ -171,6 +172,53 @@ def test_a_result_says_what_was_measured(tmp_path):
     assert result["params"] == weights_of(trainer().run("main")).numel()
     assert result["settings"]["rounds"] == 3 and result["config"]["lr"] == 3e-3
     assert result["versions"]["torch"] == torch.__version__
+
+
+def with_bytes(found):
+    """This Corpus with a manifest: a token of a group has 2, 3, ... bytes, in test text 3 more."""
+    counts = {}
+    for j, group in enumerate(found.groups):
+        counts[group] = {split: dict(tokens=10, bytes=10 * (2 + j + 3 * (split == "test")))
+                         for split in data.SPLITS}
+    return found._replace(manifest=dict(groups=counts))
+
+
+def test_bits_per_byte_are_told_where_the_bytes_are_known(tmp_path, monkeypatch, capsys):
+    made_up, _ = run(tmp_path, steps=4)
+    assert not {"test_bits", "avg_test_bits"} & set(made_up)
+    assert "bits per byte" not in capsys.readouterr().out
+
+    known = with_bytes(tiny.corpus("cycle", "words"))
+    monkeypatch.setattr(tiny, "corpus", lambda *groups: known)
+    result, _ = run(tmp_path, steps=4, name="known")
+    by_hand = {group: loss / np.log(2) / b
+               for (group, loss), b in zip(result["test_loss"].items(), (5, 6))}
+    assert result["test_bits"] == pytest.approx(by_hand)
+    assert result["avg_test_bits"] == pytest.approx(sum(by_hand.values()) / 2)
+    assert f"   bits per byte {result['avg_test_bits']:.4f}   " in capsys.readouterr().out
+    assert train.read_result(tmp_path / "known" / "result.json")["test_bits"] == result["test_bits"]
+
+
+def test_the_bytes_of_a_token_are_counted_in_the_text(texts, tmp_path):       # noqa: F811
+    """Where tokens are single bytes all are of the text but two line ends after each document."""
+    found = data.load(data=str(texts), encoding="bpe256", cache=str(tmp_path / "cache"))
+    for split in data.SPLITS:
+        counts = [found.manifest["groups"][group][split] for group in ("code", "law")]
+        sizes = map(len, getattr(found, split))
+        by_hand = [1 - 2 * count["documents"] / size for count, size in zip(counts, sizes)]
+        assert found.bytes_per_token(split) == pytest.approx(by_hand) and max(by_hand) < 1
+    assert found._replace(manifest={}).bytes_per_token("val") is None
+
+
+def test_bits_as_an_objective_are_those_of_the_validation_text(tmp_path, monkeypatch):
+    known = with_bytes(tiny.corpus("cycle", "words"))
+    monkeypatch.setattr(tiny, "corpus", lambda *groups: known)
+    found = {objective: run(tmp_path, "horizon", settings=dict(objective=objective), name=objective)
+             for objective in ("bits", "3+2", "loss")}
+    mixtures = {name: [list(p.values()) for _, p in result["mixtures"]]
+                for name, (result, _) in found.items()}
+    np.testing.assert_allclose(mixtures["bits"], mixtures["3+2"], atol=1e-6)
+    assert abs(mixtures["bits"][-1][0] - mixtures["loss"][-1][0]) > 1e-3
 
 
 def test_speed_counts_the_tokens_of_scratch_runs_and_not_the_seconds_of_evaluation(tmp_path):
@@ -973,7 +1021,9 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     (["--method", "horizon", "--reach", "-1"], "--reach -1", 2),
     (["--method", "horizon", "--rounds", "10"], "raise --rounds or --wait", 2),
     (["--groups", "code", "law"], "'law' is not the value of any flag", 2),
-    (["--objective", "bleu"], "neither loss nor perplexity", 2),
+    (["--objective", "bleu"], "neither loss, perplexity nor bits", 2),
+    (["--objective", "1+x"], "neither loss, perplexity nor bits", 2),
+    (["--objective", "2+1+1"], "not 2 shares", 2),
     (["--method", "aioli_ood", "--target", "lav"], "there are code, law", 2),
     (["--method", "aioli_ood"], "give three groups", 2),
     (["--method", "fixed", "--mixture", "1+1+1"], "not 2 shares", 2),
@@ -1137,7 +1187,8 @@ def test_the_papers_preset_is_its_model_its_aioli_and_its_rate_and_flags_still_c
 
 def test_a_setting_out_of_range_is_refused_before_any_text_is_read():
     for method, flag, value in (("aioli_rounds", "--sweeps", "0"), ("doge", "--mu", "0"),
-                                ("horizon", "--last", "nan"), ("grid", "--objective", "bits")):
+                                ("horizon", "--last", "nan"), ("grid", "--objective", "bleu"),
+                                ("dml", "--objective", "1+-1")):
         with pytest.raises(ValueError, match=f"^{flag} "):
             train.parse(["--method", method, flag, value])
 
