@@ -19,7 +19,7 @@ import aioli
 import train
 from paper.runs import read_runs
 
-LAWS = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law)
+LAWS = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law, regmix=aioli.fit_trees)
 
 
 def ranks(x):
@@ -108,6 +108,8 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     """
     fit = train.pick("law", method, LAWS)
     aioli.check(objective=objective, kl=kl)
+    if method == "regmix" and kl:
+        raise ValueError("--kl is for dml and power; regmix searches around --mixture-prior")
     groups, P, targets, L = read_runs(runs)
     prior = aioli.parse_mixture(mixture_prior, groups, "--mixture-prior") if mixture_prior else None
     w = weights_of(target, targets)
@@ -118,7 +120,11 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     began = time.perf_counter()
     law = fit(*tests[0])
     spent = time.perf_counter() - began
-    mixture = aioli.propose(law, P, objective, w[counts], kl, prior)
+    if method == "regmix":                                              # it has no slope
+        prior = np.full(len(groups), 1 / len(groups)) if prior is None else prior
+        mixture = aioli.search(P, L[:, counts], prior, objective, w[counts])
+    else:
+        mixture = aioli.propose(law, P, objective, w[counts], kl, prior)
     print(f"{method}: law of {len(groups)} shares for {sum(counts)} losses, "
           f"fitted to {len(P)} runs in {spent:.1f} s")
 
@@ -143,7 +149,8 @@ def parse(argv):
     parser.add_argument("--kl", type=float, default=0.0,
                         help="nats that a nat of divergence from the prior must gain [0.0]")
     parser.add_argument("--mixture-prior", default="", metavar="A+B+...",
-                        help="shares to stay near, in the order of the columns [equal]")
+                        help="shares to stay near, or for regmix to search around, in the order of "
+                             "the columns [equal]")
     return vars(parser.parse_args(argv))
 
 

@@ -145,8 +145,8 @@ def test_the_reference_file_works_in_another_trainer():
 
 SHIPPED = {"stratified", "fixed", "natural", "unimax", "skillit", "doremi", "doge",
            "aioli_rounds", "aioli_published", "aioli_static", "aioli_diagonal", "aioli_ood",
-           "perplexity_weighted", "odm", "grape", "grid", "dml", "power", "olmix", "aioli",
-           "horizon", "ado"}
+           "perplexity_weighted", "odm", "grape", "grid", "dml", "power", "olmix", "regmix",
+           "aioli", "horizon", "ado"}
 
 
 def test_the_table_of_methods_names_those_that_are_there():

@@ -296,3 +296,18 @@ def test_a_loss_that_is_the_same_in_all_runs_is_no_measure_of_a_law(tmp_path, ca
 def test_a_file_that_is_not_there_is_exit_code_1(tmp_path, capsys):
     assert run("dml", "--runs", tmp_path / "p.csv", tmp_path / "l.csv") == 1
     assert "p.csv" in capsys.readouterr().err
+
+
+def test_regmix_searches_by_what_it_fits(tmp_path, capsys):
+    """Around the prior, for the losses that are named; it has no slope, and so no --kl."""
+    files = finished_runs(tmp_path, ("law", "web"), a_law())
+    _, P, _, L = read_runs(files)
+    for target, prior, w in (("law", ".3+.7", [1, 0]), ("web=-2", ".5+.5", [0, -2])):
+        found, _ = proposal(capsys, "regmix", "--runs", *files, "--target", target,
+                            "--mixture-prior", prior)
+        best = aioli.search(P, L, np.array(prior.split("+"), float), weights=w)
+        same([found[group] for group in ("law", "web")], best, 0, 6e-4)
+    equal, _ = proposal(capsys, "regmix", "--runs", *files)
+    same(equal["law"], aioli.search(P, L, np.array([.5, .5]))[0], 0, 6e-4)
+    assert run("regmix", "--runs", *files, "--kl", ".1") == 2
+    assert "regmix searches around --mixture-prior" in capsys.readouterr().err
