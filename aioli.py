@@ -10,7 +10,7 @@ Optimization (LMO):
 They differ in where A^t comes from and in how they solve. Here a method is a short generator: it
 yields a request (train on this mixture, measure this signal), receives what was measured, and is
 otherwise the paper's pseudocode in order. The training loop is elsewhere (train.py, or yours). This
-file needs numpy alone, and torch only for the fits of `dml` and `power`.
+file needs numpy alone, and torch only for the fits of `dml` and `power`, LightGBM for `regmix`.
 
     history = History(groups=["code", "law"], sizes=[9e6, 4e6], batch=8)
     method = aioli(history, steps=1000)
@@ -990,6 +990,61 @@ def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural",
     yield Train(p, steps, A=-law.t)
 
 
+def regmix(h, steps, points=9, objective="loss", mixture_prior="natural"):
+    """RegMix (arXiv 2407.01492): trees fitted to a sweep's objective, minimised by random search.
+
+    A^t: none; the law is a table, of the boxes into which trees cut the simplex. The solver is the
+    mean of the best of 100,000 draws (see `search`), which may lie in another box than they. Extra
+    cost: `points` full runs. Needs LightGBM (pip install lightgbm).
+
+    Where the release differs. (1) It has 512 runs of 1M parameters; here they are those of the
+    other laws. (2) It wants 20 runs in each leaf of a tree: with fewer than 40 no tree can split.
+    Here a leaf has one run in 25, and up to 49 runs that is a single one. With nine runs such trees
+    repeat the losses of the runs and promise nothing below the best, and the proposal is about the
+    middle of its box: what `grid` takes, blurred, and with seven groups often worse. (3) It stops
+    adding trees by the loss of the runs that it is tested on; here they are all fitted. (4) It
+    searches all of the simplex; here where runs have been. (5) Its objective is the loss of one
+    group, Pile-CC.
+    points: number of scratch runs.
+    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
+    mixture_prior: what the draws are around: natural, uniform, or shares joined by +.
+    Raises ValueError without LightGBM, before anything trains.
+    """
+    import_lightgbm()
+    prior = prior_of(h, mixture_prior)
+    form, w = what_counts(h, objective)
+    P, L = yield from sweep(h, steps, points, objective, least=2)
+    yield Train(search(P, L, prior, form, w / h.m), steps)
+
+
+def search(P, L, prior, objective="loss", weights=None, draws=100_000, best=128):
+    """The mean of the `best` mixtures, by trees fitted to runs P (R, m), L (R, n) -> p (m,).
+
+    They are of the runs and of `draws` draws from Dirichlet(prior), as in RegMix, scaled to be
+    above the least share of any run (or half of 1/m). Draws with more of a group than any run had
+    are left out; if few are left, the best are one in a hundred. The draws are always the same.
+    prior: (m,), all above 0, sum 1.  weights: (n,) of the losses, default equal.  objective: as
+    for solve_static. Warns where the trees tell no two mixtures apart. Raises ValueError as
+    fit_trees.
+    """
+    w = np.full(L.shape[1], 1 / L.shape[1]) if weights is None else np.asarray(weights, float)
+    if objective == "perplexity" and w.min() < 0:
+        raise ValueError("a weight below 0 is for losses; minimise --objective loss")
+    values = L @ w if objective == "loss" else np.array([log_sum_exp(losses, w) for losses in L])
+    law = fit_trees(P, values[:, None])
+
+    floor = min(P.min(), .5 / P.shape[1])
+    Q = floor + (1 - P.shape[1] * floor) * np.random.default_rng(0).dirichlet(prior, draws)
+    Q = np.vstack((Q[(Q <= P.max(0)).all(1)], P))
+    predicted = law(Q)[:, 0]
+    if not np.ptp(predicted):
+        warnings.warn(f"the trees predict {predicted[0]:.4g} for all of {len(Q)} mixtures, as "
+                      f"{len(P)} runs give them nothing to split, so that the proposal is a mean "
+                      "of draws; give them more runs", stacklevel=2)
+    few = min(best, 1 + len(Q) // 100)
+    return Q[predicted.argsort(kind="stable")[:few]].mean(0)            # of equals the first
+
+
 def check_prior_counts(kl, is_given):
     """Raise ValueError for a prior that would change nothing."""
     if is_given and not kl:
@@ -1311,6 +1366,45 @@ def fit_power_law(mixtures, losses, delta=.02):
         positive, g = np.e ** x[:, :2 + m], 1 / (1 + np.e ** -x[:, 2 + m:])
         return Power(c=positive[:, 0], eps=positive[:, 1], a=positive[:, 2:], g=g)
     return fit(build, guess, P, L, delta)
+
+
+class Trees(NamedTuple):
+    """L_i(p) = mean_i + deviation_i (a sum of regression trees): the law of RegMix, no slope."""
+    models: list                # n boosters of LightGBM
+    mean: np.ndarray            # (n,) nats per token
+    deviation: np.ndarray       # (n,)
+
+    def __call__(self, P):
+        scores = [model.predict(P) for model in self.models]
+        return self.mean + self.deviation * np.column_stack(scores)     # (R, n)
+
+
+def fit_trees(mixtures, losses):
+    """Boosted trees for each loss, with RegMix's settings (arXiv 2407.01492) -> Trees.
+
+    1,000 trees, learning rate .01. A leaf has 20 runs, as there, or one in 25 if that is less: with
+    those defaults, fewer than 40 runs are not split at all. One thread, so that the same runs give
+    the same trees. Raises ValueError without LightGBM.
+    """
+    lightgbm = import_lightgbm()
+    P, L = np.asarray(mixtures, float), np.asarray(losses, float)
+    leaf = min(20, max(1, len(P) // 25))
+    settings = dict(objective="regression", learning_rate=.01, min_data_in_leaf=leaf,
+                    min_data_in_bin=min(3, leaf), seed=42, deterministic=True,
+                    force_row_wise=True, num_threads=1, verbosity=-1)
+    deviation = np.where(L.std(0) > 0, L.std(0), 1)                     # labels are float32
+    models = [lightgbm.train(settings, lightgbm.Dataset(P, y, params=settings), 1000)
+              for y in ((L - L.mean(0)) / deviation).T]
+    return Trees(models, L.mean(0), deviation)
+
+
+def import_lightgbm():
+    """The package. Raises ValueError where it is not installed."""
+    try:
+        import lightgbm
+    except ImportError:
+        raise ValueError("regmix needs LightGBM: pip install lightgbm") from None
+    return lightgbm
 
 
 # --- A law of the run's own losses, and two methods of ours that take A from it.
@@ -1656,4 +1750,4 @@ def rehearse(h, steps, n, method, **settings):
 METHODS = {f.__name__: f for f in (
     stratified, fixed, natural, unimax, skillit, doremi, doge, aioli_rounds, aioli_published,
     aioli_static, aioli_diagonal, aioli_ood, perplexity_weighted, odm, grape, grid, dml,
-    power, olmix, aioli, horizon, ado)}
+    power, olmix, regmix, aioli, horizon, ado)}

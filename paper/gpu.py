@@ -5,6 +5,7 @@
 
 Text does not matter here and is random. The first runs warm up, so that compiling is not counted,
 and validation is left out of their speed; a method's run is counted whole, as it is used.
+That of regmix needs LightGBM (pip install lightgbm).
 """
 import argparse
 import sys

@@ -20,7 +20,7 @@ import data
 import train
 from paper.runs import read_runs
 
-LAWS = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law)
+LAWS = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law, regmix=aioli.fit_trees)
 
 
 def ranks(x):
@@ -98,9 +98,9 @@ def weights_of(text, targets):
 
 def check_falls(method, objective, w):
     """Raise ValueError for a weight below 0, (n,), where losses can only fall."""
-    if w.min() < 0 and (method, objective) != ("dml", "loss"):
-        raise ValueError("a weight below 0 in --target is for the law dml and the objective loss: "
-                         "power's losses only fall, and perplexities have no opposite")
+    if w.min() < 0 and (method == "power" or objective == "perplexity"):
+        raise ValueError("a weight below 0 in --target is not for the law power, whose losses only "
+                         "fall, nor for perplexities")
 
 
 def print_proposal(groups, mixture, P):
@@ -126,7 +126,10 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     fit = train.pick("law", method, LAWS)
     aioli.check_form(objective)
     aioli.check(kl=kl)
-    aioli.check_prior_counts(kl, mixture_prior)
+    if method == "regmix" and kl:
+        raise ValueError("--kl is for dml and power; regmix searches around --mixture-prior")
+    if method != "regmix":
+        aioli.check_prior_counts(kl, mixture_prior)
     groups, P, targets, L = read_runs(runs)
     prior = aioli.parse_mixture(mixture_prior, groups, "--mixture-prior") if mixture_prior else None
     w = weights_of(target, targets)
@@ -141,7 +144,11 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     began = time.perf_counter()
     law = fit(*tests[0])
     spent = time.perf_counter() - began
-    mixture = aioli.propose(law, P, objective, w[counts], kl, prior)
+    if method == "regmix":                                              # it has no slope
+        prior = np.full(len(groups), 1 / len(groups)) if prior is None else prior
+        mixture = aioli.search(P, L[:, counts], prior, objective, w[counts])
+    else:
+        mixture = aioli.propose(law, P, objective, w[counts], kl, prior)
     print(f"{method}: law of {len(groups)} shares for {sum(counts)} losses, "
           f"fitted to {len(P)} runs in {spent:.1f} s")
 
@@ -162,11 +169,12 @@ def parse(argv):
                         help="loss or perplexity, whose average is minimised [loss]")
     parser.add_argument("--target", default="", metavar="NAME[=W],...",
                         help="the losses that are minimised, with weights; a weight below 0 is for "
-                             "what should rise (with dml) [all, alike]")
+                             "what should rise [all, alike]")
     parser.add_argument("--kl", type=float, default=0.0,
                         help="nats that a nat of divergence from the prior must gain [0.0]")
     parser.add_argument("--mixture-prior", default="", metavar="A+B+...",
-                        help="shares to stay near, in the order of the columns [equal]")
+                        help="shares to stay near, or for regmix to search around, in the order of "
+                             "the columns [equal]")
     return vars(parser.parse_args(argv))
 
 

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -786,6 +787,109 @@ def test_olmix_of_a_run_that_is_too_long_is_natural_and_it_warns_where_it_leaves
         next(aioli.olmix(history(2, window=None), 10))
 
 
+def original_regmix(P, L, prior, objective):
+    """As released, with planes for its trees: predict draws around the prior, average the best 128;
+    and as ours, above the least share of the runs, and none with more of a group than all runs."""
+    m = len(prior)
+    target = [sum(losses) / m for losses in L]
+    if objective == "perplexity":
+        target = [math.log(sum(math.exp(loss) for loss in losses)) for losses in L]
+    slope = np.linalg.pinv(P) @ target
+    floor = min(min(min(p) for p in P), 1 / (2 * m))
+    most = [max(p[j] for p in P) for j in range(m)]
+    kept = []
+    for draw in np.random.default_rng(0).dirichlet(prior, 100_000).tolist():
+        q = [floor + (1 - m * floor) * share for share in draw]
+        if all(q[j] <= most[j] for j in range(m)):
+            kept.append(q)
+    kept += P.tolist()
+    ranked = sorted(kept, key=lambda q: sum(q[j] * slope[j] for j in range(m)))
+    return np.mean(ranked[:128], axis=0)
+
+
+def by_regmix(law, m, seed=0, **asked):
+    """-> its runs P (9, m), and what it proposes."""
+    h = history(m, seed=seed)
+    drive(aioli.regmix(h, 10, **asked), Static(law), h)
+    *P, p = (row.request.p for row in h.rows)
+    return np.array(P), p
+
+
+@pytest.mark.parametrize("objective, asked, prior", [
+    ("loss", "natural", [1 / 6, 1 / 3, 1 / 2]), ("perplexity", "uniform", [1 / 3] * 3),
+    ("perplexity", "5+3+2", [.5, .3, .2])])
+def test_regmix_is_the_search_of_its_release(objective, asked, prior):
+    law = log_linear([1.5, 2., .1], [[-1.5, .3, 0], [.2, -.8, .1], [.5, .1, .3]])
+    P, p = by_regmix(law, 3, objective=objective, mixture_prior=asked)
+    same(p, original_regmix(P, [law(q) for q in P], prior, objective))
+
+
+@settings(max_examples=5)
+@given(m=st.integers(2, 7), seed=st.integers(1, 10 ** 6))
+def test_regmix_stays_where_runs_have_been_and_finds_the_same_again(m, seed):
+    """Whatever the seed of the run."""
+    law = log_linear(np.ones(m), rng_of(seed).normal(0, 1, (m, m)))
+    P, p = by_regmix(law, m)
+    assert (p <= P.max(0)).all() and p.min() >= P.min()
+    assert np.array_equal(by_regmix(law, m, seed)[1], p)
+
+
+def test_where_no_draw_is_where_runs_have_been_regmix_proposes_a_run():
+    P = aioli.cover(3, 9, rng_of(0))
+    p = aioli.search(P, 3 - P, prior=[1 - 1e-9, 5e-10, 5e-10], weights=[1, 0, 0])
+    same(p, P[P[:, 0].argmax()])
+    with pytest.raises(ValueError, match="a weight below 0 is for losses"):
+        aioli.search(P, 3 - P, np.ones(3) / 3, "perplexity", [1, -1, 0])
+
+
+def test_regmix_warns_where_its_trees_tell_no_mixtures_apart():
+    """And proposes about what its draws are around, without a group that stands out."""
+    with pytest.warns(UserWarning, match="^the trees predict 2 for all of .* as 9 runs give them"):
+        _, p = by_regmix(lambda p: np.full(2, 2.), 2, mixture_prior="uniform")
+    same(p, [.5, .5], 0, .08)
+
+
+def test_regmix_refuses_to_begin_without_lightgbm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(ValueError, match="^regmix needs LightGBM: pip install lightgbm$"):
+        next(aioli.regmix(history(3), 10))
+
+
+@pytest.mark.parametrize("runs, leaf, in_bin", [(2, 1, 1), (9, 1, 1), (50, 2, 2), (512, 20, 3),
+                                                (900, 20, 3)])
+def test_leaves_are_those_of_regmix_where_runs_are_many(runs, leaf, in_bin):
+    """Its defaults of LightGBM are 20 runs in a leaf, 3 in a bin."""
+    P = aioli.cover(3, 2, rng_of(0))[np.arange(runs) % 2]
+    law = aioli.fit_trees(P, 3 - P[:, :2])
+    same(law(P), 3 - P[:, :2])
+    asked = sys.modules["lightgbm"].asked
+    assert (asked["min_data_in_leaf"], asked["min_data_in_bin"]) == (leaf, in_bin)
+    assert (asked["learning_rate"], asked["trees"]) == (.01, 1000)
+
+
+def test_with_the_real_lightgbm(monkeypatch):
+    """Nine runs are learnt by heart, and the proposal is in the box of the best of them; with 20
+    runs in a leaf nothing is learnt of them; of 200 runs the best are found, twice the same."""
+    monkeypatch.delitem(sys.modules, "lightgbm")
+    lightgbm = pytest.importorskip("lightgbm")
+    law = log_linear([1.5, 2., .1], [[-1.5, .3, 0], [.2, -.8, .1], [.5, .1, -.9]])
+    P, p = by_regmix(law, 3)
+    L = np.array([law(q) for q in P])
+    same(aioli.fit_trees(P, L)(P), L, 0, 2e-3)
+    same(aioli.fit_trees(P, L.mean(1, keepdims=True))([p]), [[L.mean(1).min()]], 0, 1e-4)
+
+    usual = lightgbm.train(dict(verbosity=-1), lightgbm.Dataset(P, L[:, 0]), 100)
+    assert not np.ptp(usual.predict(P))
+    with pytest.warns(UserWarning, match="as 2 runs give them nothing"):
+        aioli.search(P[[0, 0]], L[[0, 0]], np.ones(3) / 3)
+
+    P = rng_of(0).dirichlet(np.ones(3), 200)
+    L = np.array([law(q) for q in P])
+    found = [aioli.search(P, L, np.ones(3) / 3, draws=10_000) for _ in range(2)]
+    assert np.array_equal(*found)
+    assert law(found[0]).mean() < np.quantile(L.mean(1), .02)
+
+
 @pytest.mark.parametrize("method", ["dml", "power"])
 def test_a_static_method_is_as_good_as_the_best_of_a_fine_grid(method):
     """A grid of mixtures is the original's optimiser; three groups, 9 or 24 runs, an exact law."""
@@ -909,7 +1013,7 @@ A4 = np.array([[3., .2, -.4, .3], [.1, 2., .5, -.2], [-.2, .3, 1., .4], [.6, -.1
 SWEEP = {f"sweep-{number}": 1 for number in range(9)}
 EXTRA = dict(               # extra runs of the shipped methods, in full lengths, as documented
     stratified={}, fixed={}, natural={}, unimax={}, grid=SWEEP, dml=SWEEP, power=SWEEP,
-    olmix=SWEEP,
+    olmix=SWEEP, regmix=SWEEP,
     skillit={f"only-{group}": 1 for group in NAMES[:4]}, doremi=dict(reference=1, proxy=1),
     doge=dict(proxy=1), aioli_rounds={}, aioli_published={}, aioli_static={}, aioli_diagonal={},
     aioli_ood={}, perplexity_weighted={}, odm={}, grape={}, aioli={}, horizon={}, ado={})

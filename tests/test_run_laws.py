@@ -144,7 +144,7 @@ def test_a_prior_draws_the_proposal_and_a_group_that_no_run_had_more_of_is_named
     (["--target", "wbe"], "unknown loss 'wbe'; did you mean 'web'?"),
     (["--target", "web=x"], "'web=x' is not a loss and its weight"),
     (["--target", "web=0"], "'web=0' is not"), (["--target", "web=nan"], "'web=nan' is not"),
-    (["--target", "web=-1", "--objective", "perplexity"], "a weight below 0 in --target is for"),
+    (["--target", "web=-1", "--objective", "perplexity"], "a weight below 0 in --target is not"),
     (["--target", "law=2, web , law"], "--target names law twice"),
     (["--kl", "-1"], "--kl -1.0 is out of range"),
     (["--mixture-prior", "1+3"], "--mixture-prior changes nothing without --kl"),
@@ -299,7 +299,7 @@ def test_power_is_not_asked_for_what_should_rise(tmp_path, capsys):
     reading(tmp_path, losses="run,law,web\n1,3,4\n2,3.5,3\n3,3,3\n")
     files = tmp_path / "p.csv", tmp_path / "l.csv"
     assert run("power", "--runs", *files, "--target", "web=-1") == 2
-    assert "is for the law dml" in capsys.readouterr().err
+    assert "not for the law power" in capsys.readouterr().err
 
 
 def test_a_name_with_an_equals_sign_can_be_a_target():
@@ -309,3 +309,18 @@ def test_a_name_with_an_equals_sign_can_be_a_target():
 def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
     assert run("dml", "--runs", tmp_path / "p.csv", tmp_path / "l.csv") == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_regmix_searches_by_what_it_fits(tmp_path, capsys):
+    """Around the prior, for the losses that are named; it has no slope, and so no --kl."""
+    files = finished_runs(tmp_path, ("law", "web"), a_law())
+    _, P, _, L = read_runs(files)
+    for target, prior, w in (("law", ".3+.7", [1, 0]), ("web=-2", ".5+.5", [0, -2])):
+        found, _ = proposal(capsys, "regmix", "--runs", *files, "--target", target,
+                            "--mixture-prior", prior)
+        best = aioli.search(P, L, np.array(prior.split("+"), float), weights=w)
+        same([found[group] for group in ("law", "web")], best, 0, 6e-4)
+    equal, _ = proposal(capsys, "regmix", "--runs", *files)
+    same(equal["law"], aioli.search(P, L, np.array([.5, .5]))[0], 0, 6e-4)
+    assert run("regmix", "--runs", *files, "--kl", ".1") == 2
+    assert "regmix searches around --mixture-prior" in capsys.readouterr().err

@@ -5,6 +5,7 @@ law, `Static` any static law, and `Scripted` gives the answers of its script; no
 here. Last come the strategies that draw mixtures, scores and matrices.
 """
 import contextlib
+from types import SimpleNamespace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -108,6 +109,24 @@ class Exact(Linear):
 
     def windows(self, request):
         return request.steps * self.batch * request.p
+
+
+class Planes:
+    """LightGBM for tests, which need no package then: planes by least squares instead of trees."""
+
+    def __init__(self):
+        self.asked = None
+
+    @staticmethod
+    def Dataset(P, y, params):
+        assert not {"num_threads", "min_data_in_bin"} - set(params)
+        return P, y
+
+    def train(self, settings, data, trees):
+        self.asked = dict(settings, trees=trees)
+        P, y = data
+        slope = np.linalg.lstsq(P, y)[0]
+        return SimpleNamespace(predict=lambda Q: Q @ slope)
 
 
 class Static:
