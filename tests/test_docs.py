@@ -116,8 +116,8 @@ def test_the_output_that_the_readme_shows_is_laid_out_as_that_of_a_run(capsys):
         for name, number in zip(columns, numbers, strict=True):
             result[name][group] = float(number)
     last = [float(number) for number in re.findall(r"[\d.]+", shown.splitlines()[-2])]
-    ppl, loss, seconds, speed, extra = last
-    result |= dict(avg_test_ppl=ppl, avg_test_loss=loss, wall_seconds=seconds,
+    ppl, loss, bits, seconds, speed, extra = last
+    result |= dict(avg_test_ppl=ppl, avg_test_loss=loss, avg_test_bits=bits, wall_seconds=seconds,
                    tokens_per_second=1000 * speed, extra_steps=int(extra),
                    groups=list(result["epochs"]), text="not that of any run")
     train.report(result)
