@@ -25,7 +25,7 @@ import data
 import train
 from paper import compare
 from paper.judge import judge
-from paper.laws import LAWS, quality
+from paper.laws import SMOOTH, quality
 from paper.rows import Entry, read_csv, read_sweep, run_folder
 
 LAW_NAMES = dict(dml="log-linear, static", power="power, static")
@@ -213,7 +213,7 @@ def measure(config, fork, table, folder):
             return saved
 
     folder.mkdir(parents=True, exist_ok=True)
-    laws = {name: fit(*runs) for name, fit in LAWS.items() if runs}
+    laws = {name: fit(*runs) for name, fit in SMOOTH.items() if runs}
     with train.no_denormals():
         points = follow(train.Trainer(config, corpus), fork, laws)
     found = dict(groups=corpus.groups, fits=law_fits(laws, runs, points), points=points,

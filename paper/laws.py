@@ -20,7 +20,8 @@ import data
 import train
 from paper.runs import read_runs
 
-LAWS = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law, regmix=aioli.fit_trees)
+SMOOTH = dict(dml=aioli.fit_log_linear, power=aioli.fit_power_law)
+LAWS = SMOOTH | dict(regmix=aioli.fit_trees)                            # which has no slope
 
 
 def ranks(x):
@@ -126,10 +127,10 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     fit = train.pick("law", method, LAWS)
     aioli.check_form(objective)
     aioli.check(kl=kl)
-    if method == "regmix" and kl:
-        raise ValueError("--kl is for dml and power; regmix searches around --mixture-prior")
-    if method != "regmix":
+    if method in SMOOTH:
         aioli.check_prior_counts(kl, mixture_prior)
+    elif kl:
+        raise ValueError("--kl is for dml and power; regmix searches around --mixture-prior")
     groups, P, targets, L = read_runs(runs)
     prior = aioli.parse_mixture(mixture_prior, groups, "--mixture-prior") if mixture_prior else None
     w = weights_of(target, targets)
@@ -144,11 +145,11 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     began = time.perf_counter()
     law = fit(*tests[0])
     spent = time.perf_counter() - began
-    if method == "regmix":                                              # it has no slope
+    if method in SMOOTH:
+        mixture = aioli.propose(law, P, objective, w[counts], kl, prior)
+    else:
         prior = np.full(len(groups), 1 / len(groups)) if prior is None else prior
         mixture = aioli.search(P, L[:, counts], prior, objective, w[counts])
-    else:
-        mixture = aioli.propose(law, P, objective, w[counts], kl, prior)
     print(f"{method}: law of {len(groups)} shares for {sum(counts)} losses, "
           f"fitted to {len(P)} runs in {spent:.1f} s")
 

@@ -347,7 +347,7 @@ def instant(monkeypatch):
         return aioli.LogLinear(np.zeros(2), np.eye(2))
 
     monkeypatch.setattr(fidelity, "follow", follow)
-    monkeypatch.setattr(fidelity, "LAWS", dict(dml=law, power=law))
+    monkeypatch.setattr(fidelity, "SMOOTH", dict(dml=law, power=law))
     monkeypatch.setattr(fidelity, "judge", lambda found, rows, path: (", ".join(found), "details"))
     return calls
 

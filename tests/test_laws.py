@@ -744,7 +744,9 @@ def test_dml_and_power_stay_near_the_prior_that_is_asked_for():
             same(h.last.request.p, prior, rtol=1e-3)
     for asked in ("1+2+3", "1+0", "natrual"):
         with pytest.raises(ValueError, match="shares"):
-            next(aioli.dml(h, 10, mixture_prior=asked))
+            next(aioli.dml(h, 10, kl=.1, mixture_prior=asked))
+    with pytest.raises(ValueError, match="--mixture-prior changes nothing without --kl"):
+        next(aioli.dml(h, 10, mixture_prior="uniform"))
 
 
 def test_grid_takes_the_mixture_whose_average_is_least_in_what_it_minimises():

@@ -1,11 +1,14 @@
 """What is measured besides the comparison: gains by length of a run, and speed beside nanoGPT's."""
 import functools
+import re
 
 import numpy as np
 import pytest
 
-from paper import bench, costs, lengths, rows
+import aioli
+from paper import bench, costs, gpu, lengths, rows
 from paper.rows import parse_method
+from tiny import tiny_preset                            # noqa: F401, a fixture
 
 
 def file_of(path, steps, ppl):
@@ -129,3 +132,18 @@ def test_costs_are_multiples_of_a_plain_step_on_the_same_text():
 def test_the_bench_wants_a_checkout(tmp_path, capsys):
     assert bench.main(["--nanogpt", str(tmp_path)]) == 2
     assert "no model.py in" in capsys.readouterr().err
+
+
+def test_the_costs_on_a_gpu_are_those_of_every_methods_whole_run(monkeypatch, capsys):
+    def needs_more(h, steps):
+        raise ValueError("pip install more")
+
+    methods = {name: aioli.METHODS[name] for name in ("stratified", "unimax", "doremi", "aioli")}
+    monkeypatch.setattr(aioli, "METHODS", methods | dict(other=needs_more))
+    monkeypatch.setattr(gpu, "FORMS", {"as it is": {}, "--micro-batch 2": dict(micro_batch=2)})
+    assert gpu.main("--preset tiny --steps 40 --device cpu".split()) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"micro-batch 2 .* ms a step .*k tok/s", said)
+    extra = dict(re.findall(r"^(\w+) .* s +(\d+) extra steps", said, re.M))
+    assert extra == dict(stratified="0", unimax="0", doremi="80", aioli="0")
+    assert "other                pip install more" in said
