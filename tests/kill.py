@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train                                                # noqa: E402
 
-METHODS = ("stratified", "skillit", "doremi", "doge", "dml", "aioli", "aioli_published", "horizon",
-           "aioli --prior doge")
+METHODS = ("stratified", "skillit", "doremi", "doge", "grape", "dml", "aioli", "aioli_published",
+           "horizon", "aioli --prior doge")
 SMALL = ["--groups", "tables+csv", "--steps", "120", "--val-windows", "4", "--test-windows", "8",
          "--save-every", "3"]
 
