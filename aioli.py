@@ -10,7 +10,8 @@ Optimization (LMO):
 They differ in where A^t comes from and in how they solve. Here a method is a short generator: it
 yields a request (train on this mixture, measure this signal), receives what was measured, and is
 otherwise the paper's pseudocode in order. The training loop is elsewhere (train.py, or yours). This
-file needs numpy alone, and torch only for the fits of `dml` and `power`, LightGBM for `regmix`.
+file needs numpy alone, and torch only for the fits of `dml`, `power` and `olmix`,
+LightGBM for `regmix`.
 
     history = History(groups=["code", "law"], sizes=[9e6, 4e6], batch=8)
     method = aioli(history, steps=1000)
@@ -21,11 +22,13 @@ file needs numpy alone, and torch only for the fits of `dml` and `power`, LightG
 `x = yield request` hands out a request and goes on with its reply as x. `x = yield from other(...)`
 runs another generator in place and takes what it returns.
 
-How to read it: requests and History; `egd` and `lmo_step`, the update of the online methods; the
-methods, from those that measure nothing (`stratified`) to the paper's Aioli, which measures inside
-the run (`aioli_rounds`); the static laws with `grid`, `dml` and `power`; a law of the run's own
-losses, with the two methods of ours that take A from it, `aioli` and `horizon`, and `ado`; and last
-how one method is put on top of another. Notation:
+How to read it: requests and History; `egd` and `lmo_step`, the update; what is minimised, and caps;
+the methods that measure nothing (`stratified` to `unimax`); those that take A from extra runs
+(`skillit`, `doremi`, `doge`); the paper's Aioli, which measures it inside the run (`aioli_rounds`);
+two that take it from losses or gradients of the run (`odm`, `grape`); whole runs, `grid` and the
+laws of `dml`, `power`, `olmix` and `regmix`, then how laws are minimised and fitted (skip it at
+first); a law of the run's own losses, with the two methods of ours that take A from it, `aioli` and
+`horizon`, and `ado`; last, one method on top of another, or under caps. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -79,7 +82,7 @@ class Update(NamedTuple):
 
     @property
     def p(self):
-        """The weights, where a mixture is looked for."""
+        """The weights, so that what reads `request.p` takes all three requests."""
         return self.w
 
 
@@ -121,6 +124,11 @@ class History:
         self.uniform = np.full(self.m, 1 / self.m)
         self.rng = np.random.default_rng(seed)
         self.rows = []
+
+    def empty(self):
+        """A History of the same text, of nothing measured."""
+        return History(self.groups, self.sizes, self.batch, self.seed, self.warmup, self.window,
+                       self.bytes_per_token)
 
     def add(self, request, loss=None, signals=None, windows=None, **measured):
         """Record an answer. Without `windows` the mixture counts as realised exactly.
@@ -226,50 +234,6 @@ def egd(p, s, eta):
     return q / q.sum()
 
 
-def project(p, caps):
-    """The mixture nearest to p under caps, argmin KL(q || p) with q <= caps: min(caps, C p), (m,).
-
-    p, caps: (m,), caps >= 0, or inf. What is cut off the capped groups goes to the others in
-    their proportions, until none is over its cap; at most m rounds, and exact. From uniform this is
-    UniMax (arXiv 2304.09151). Raises ValueError where the caps do not add up to 1.
-
-    >>> project([.5, .3, .2], caps=[.3, .4, 1.]).round(2)
-    array([0.3, 0.4, 0.3])
-    """
-    p, caps = np.asarray(p, float), np.asarray(caps, float)
-    room = caps[p > 0].sum()
-    if not (caps >= 0).all() or not room >= 1 - 1e-9:
-        raise ValueError(f"caps must be 0 or more and add up to 1 or more, not to {room:.4g}; "
-                         "raise them, or train for fewer steps")
-    if room <= 1 + 1e-12:                                           # there is no other
-        return np.where(p > 0, caps, 0) / room
-    capped = np.zeros(len(p), bool)
-    while True:
-        left = 1 - caps[capped].sum()
-        q = np.where(capped, caps, p * left / p[~capped].sum())
-        over = q > caps
-        if not over.any():
-            return q
-        capped |= over
-
-
-def caps_of(h, steps, epochs):
-    """The largest share of each group in the `steps` to come of the main run, (m,), with which the
-    whole of it reads the group at most `epochs` times.
-
-    A run that is too long for that repeats all groups equally: the caps are what makes it so, and
-    sum to 1. Raises ValueError where the History does not know how many tokens a window has.
-    """
-    if not h.window:
-        raise ValueError("epochs are of tokens: say how many a window has, History(window=...)")
-    read = sum((row.windows for row in h.rows if row.request.on == "main"), np.zeros(h.m))
-    windows = max(steps, 1) * h.batch                                   # to come
-    least = (read.sum() + windows) * h.window / h.sizes.sum()           # epochs of all text
-    left = max(epochs, least) * h.sizes / h.window - read               # (m,)
-    caps = np.maximum(left, 0) / windows
-    return caps / min(caps.sum(), 1)
-
-
 def lmo_step(p, A, eta):
     """The framework's update: a step of size eta on the column sums of A, (n, m) -> p (m,).
 
@@ -294,6 +258,8 @@ def split(steps, rounds):
                          f"choose 1 to {max(steps, 1)}, or raise --steps")
     return np.diff(np.arange(rounds + 1) * steps // rounds).tolist()
 
+
+# --- What is minimised, and the limits of settings.
 
 FORMS = ("loss", "perplexity")  # what is averaged, with weights; other objectives are weights
 
@@ -354,6 +320,53 @@ def check(**settings):
         if not (least <= value <= most and value < np.inf):             # NaN is neither
             allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
             raise ValueError(f"--{name} {value} is out of range; it must be {allowed}")
+
+
+# --- Caps on how often a group may be read.
+
+
+def project(p, caps):
+    """The mixture nearest to p under caps, argmin KL(q || p) with q <= caps: min(caps, C p), (m,).
+
+    p, caps: (m,), caps >= 0, or inf. What is cut off the capped groups goes to the others in
+    their proportions, until none is over its cap; at most m rounds, and exact. From uniform this is
+    UniMax (arXiv 2304.09151). Raises ValueError where the caps do not add up to 1.
+
+    >>> project([.5, .3, .2], caps=[.3, .4, 1.]).round(2)
+    array([0.3, 0.4, 0.3])
+    """
+    p, caps = np.asarray(p, float), np.asarray(caps, float)
+    room = caps[p > 0].sum()
+    if not (caps >= 0).all() or not room >= 1 - 1e-9:
+        raise ValueError(f"caps must be 0 or more and add up to 1 or more, not to {room:.4g}; "
+                         "raise them, or train for fewer steps")
+    if room <= 1 + 1e-12:                                           # there is no other
+        return np.where(p > 0, caps, 0) / room
+    capped = np.zeros(len(p), bool)
+    while True:
+        left = 1 - caps[capped].sum()
+        q = np.where(capped, caps, p * left / p[~capped].sum())
+        over = q > caps
+        if not over.any():
+            return q
+        capped |= over
+
+
+def caps_of(h, steps, epochs):
+    """The largest share of each group in the `steps` to come of the main run, (m,), with which the
+    whole of it reads the group at most `epochs` times.
+
+    A run that is too long for that repeats all groups equally: then the caps sum to 1, and are the
+    only mixture left. Raises ValueError where the History does not know the tokens of a window.
+    """
+    if not h.window:
+        raise ValueError("epochs are of tokens: say how many a window has, History(window=...)")
+    read = sum((row.windows for row in h.rows if row.request.on == "main"), np.zeros(h.m))
+    windows = max(steps, 1) * h.batch                                   # to come
+    least = (read.sum() + windows) * h.window / h.sizes.sum()           # epochs of all text
+    left = max(epochs, least) * h.sizes / h.window - read               # (m,)
+    caps = np.maximum(left, 0) / windows
+    return caps / min(caps.sum(), 1)
 
 
 # --- The methods, in the order of a lecture; first, those that measure nothing. Keyword arguments
@@ -513,8 +526,8 @@ def doge(h, steps, mu=.05, cap=5.0):
         target_clipped = min(1, 1 / max(target_norm, 1e-12))
         A = np.nan_to_num(signals["A"]) * (clipped * target_clipped) / h.m       # absent columns 0
         score = lr * A.sum(0) / (np.minimum(norm, 1).mean() + 1e-6)
-        A = np.clip(score, 0, cap * lr)[None]                           # cut; one row, (1, m)
-        w = lmo_step(w, A, 1 / mu)
+        row = np.clip(score, 0, cap * lr)[None]                         # of the mean loss, (1, m)
+        w = lmo_step(w, row, 1 / mu)
         yield Update(w, on="proxy")
         total += w
     yield Train(total / steps if steps else w, steps)
@@ -751,8 +764,8 @@ def odm(h, steps, rounds=50, ema=.9, released=False):
     exponential: p^t = (1 - m e_t) R / sum R + e_t, in LMO egd(uniform, log R, 1), so that a factor
     on R does not matter; it keeps adapting. Its e_t is a step older. Both are rules of a bandit,
     which sees, step by step, the training losses of what was drawn. Here t counts rounds, and each
-    shows validation losses of all groups, so that L / p, which made up for not being drawn, only
-    holds a group back.
+    shows validation losses of all groups, so that L / p, which corrects for
+    groups that are seldom drawn, only holds large shares back.
     rounds: updates of the mixture.  ema: weight of the past.  released: the rule of the release.
 
     >>> R, floor = np.exp([2., 1.]), .1
@@ -931,7 +944,7 @@ def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
     `propose`).
     points: number of scratch runs.
     objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
-    kl: nats that a nat of KL(p || prior) must gain, as in Olmix (.05 there).
+    kl: weight of KL(mixture || prior) against the average loss, nats; Olmix has .05.
     mixture_prior: natural, uniform, or shares joined by +.
 
     >>> solve_static(LogLinear(c=np.zeros(2), t=-np.eye(2))).round(6)
@@ -969,10 +982,11 @@ def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural",
     caps are the natural mixture, as in UniMax. Extra cost: as dml. The release solves the same
     problem with a cone solver, for bits per byte of tasks, and refuses a run that is too long. Its
     runs are small and many, hundreds of 30M parameters; here they are those of the other laws. Only
-    the prior keeps the proposal where they have been: where it leaves them, it is warned of.
+    the prior keeps the proposal where they have been; a warning says where it leaves them.
     points: number of scratch runs.
     objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
-    kl: nats that a nat of KL(p || prior) must gain.  epochs: how often a group may be read.
+    kl: weight of KL(mixture || prior) against the average loss.
+    epochs: how often a group may be read.
     mixture_prior: natural, uniform, or shares joined by +.
     Raises ValueError where the History does not know how many tokens a window has.
     """
@@ -1103,7 +1117,7 @@ def check_floor(floor, m):
 
 
 def check_form(objective):
-    """Raise ValueError for an objective that a law alone does not tell, as it knows no groups."""
+    """Raise ValueError for an objective that needs to know the groups, which a law does not."""
     if objective not in FORMS:
         raise ValueError(f"--objective {objective!r} is neither loss nor perplexity, which are all "
                          "that a law knows; give weights of the losses")
@@ -1523,11 +1537,12 @@ def aioli(h, steps, rounds=25, wait=.16, last=.4, eta=.5, objective="perplexity"
     nothing depends on m or the length. Training is uniform until `wait` and stays where it is after
     `last`, where the falling learning rate hides what tokens do. No probes, no extra runs: extra
     cost rounds * last validations.
-    rounds: validations in a run, were they to go on.  wait: share of the run before a forecast.
-    last: share of the run after which the mixture stays.  eta: step size, per group.
+    rounds: parts of the run; the mixture changes until `last`.
+    wait: share of the run before a forecast.
+    last: share of the run after which the mixture is fixed.  eta: step size, per group.
     objective: perplexity, loss, bits (per byte), or weights of the groups, as 2+1+1.
-    Raises ValueError if fewer than three validations come between the warm-up and the first
-    forecast.
+    Raises ValueError if fewer than three validations come from four fifths of the warm-up on to the
+    first forecast.
     """
     check(rounds=rounds, wait=wait, last=last, eta=eta)
     form, w = what_counts(h, objective)
@@ -1575,13 +1590,15 @@ def ado(h, steps, rounds=25, wait=.16, floor=.01):
     round. Its nearest relative is `aioli`, which looks to the end of the run, and at a group's own
     tokens. A law of all tokens does not: a group with less learns less, and so gets less still.
 
-    Where the release differs. (1) It fits the training losses of all steps, smoothed, every 1,000
-    steps, with log c >= .5; here it is validation losses, each round. In a round rho stays; with a
-    round a step, and the same law, all mixtures are equal. (2) It, too, scales after the floor,
-    which leaves less than that. (3) It, too, averages rho: so p follows it. With a mean of p, of
-    which .9 is the mean itself, half of the way would take 1,000 times the steps so far. (4) Its
-    first fit, at step 1,000, leaves out 1,000 steps and so has a point or none; here, three.
-    rounds: validations in a run.  wait: share of the run on natural shares.  floor: least rho.
+    As the release does, and the paper does not, it scales after the floor, which leaves less than
+    that; and it averages rho, so that p follows it: with a mean of p, of which .9 is the mean
+    itself, half of the way would take 1,000 times the steps so far. Where the release differs. (1)
+    It fits the training losses of all steps, smoothed, every 1,000 steps, with log c >= .5; here it
+    is validation losses, each round, and rho stays within a round. With rounds of one step and the
+    release's law the mixtures would be the release's. (2) Its first fit, at step 1,000, leaves out
+    1,000 steps and so has a point or none; here, three.
+    rounds: validations in a run.  wait: share of the run on natural shares.
+    floor: least share before averaging.
     Raises ValueError as aioli does.
     """
     check(rounds=rounds, wait=wait, floor=floor)
@@ -1665,7 +1682,7 @@ def learn_mixture(method, h, steps):
     before it, as that mixture is known by then. Of a method that keeps moving, the average over
     the run is taken, as the paper does.
     """
-    inner = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window, h.bytes_per_token)
+    inner = h.empty()
     program, reply = method(inner, steps), None
     while True:
         try:
@@ -1720,7 +1737,7 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
 
     first: share of the main run that is trained on the mixture before `method` takes over (1: all).
     restart="uniform": the method's first p is uniform (the paper); "prior": it is the mixture.
-    Raises ValueError, and before anything trains if the method refuses its settings.
+    Raises ValueError, before anything trains where it can.
     """
     check(first=first)
     if steps < 2:
@@ -1742,7 +1759,7 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
 
 def rehearse(h, steps, n, method, **settings):
     """Hear the method's first request after n steps, so that it complains about settings now."""
-    empty = History(h.groups, h.sizes, h.batch, h.seed, h.warmup, h.window, h.bytes_per_token)
+    empty = h.empty()
     empty.add(Train(h.uniform, n), loss=np.ones(h.m))
     next(method(empty, steps - n, **settings))
 

@@ -79,7 +79,7 @@ class Config:
     text_field: str = "text"    # of --data that is no .txt: the field of a document's text
     group_field: str = ""       # of --data: the field, as in meta.source, whose values are groups
     document_mark: str = ""     # of --data: stands between documents of a .txt; <|endoftext|> does
-    encoding: str = "bpe1024"   # bpeN learns N byte pairs from the text; tiktoken's gpt2; a file
+    encoding: str = "bpe1024"   # bpeN, N tokens learnt from the text; or tiktoken's gpt2; a file
     seed: int = 0               # initial weights, order of windows, probe order
     out: str = ""               # folder of the results; default: out/METHOD-GROUPS-sSEED-...
     cache: str = ".cache"       # folder for token files
@@ -106,7 +106,7 @@ class Config:
     val_windows: int = 16       # fixed validation windows per group; the noise is in training
     test_windows: int = 384     # fixed test windows per group, used once, after training
     eval_every: int = 100       # steps between points of the loss curve; changes no training
-    max_epochs: float = 0.0     # how often a group may be read; 0: no limit, a note from 4 times on
+    max_epochs: float = 0.0     # times that a group may be read; 0: no limit, but a note above 4
     # machine
     device: str = "auto"        # auto, cpu, cuda, mps (Apple's)
     micro_batch: int = 0        # windows in memory at once, to save it; 0: the whole batch

@@ -102,9 +102,10 @@ def measure(flags):
 
 def main(argv=None):
     """The command line; exit code as train.py's."""
-    parser = argparse.ArgumentParser(prog="python -m paper.gpu",
-                                     description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--preset", default="pythia-160m", help="a name in model.PRESETS")
+    parser = train.Parser(prog="python -m paper.gpu", description=__doc__,
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="pythia-160m",
+                        help=f"shape of the model: {', '.join(model.PRESETS)} [pythia-160m]")
     parser.add_argument("--batch", type=int, default=8, help="windows per step [8]")
     parser.add_argument("--steps", type=int, default=100, help="of a run [100]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps [auto]")

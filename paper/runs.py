@@ -42,7 +42,9 @@ def read_table(path, lowest=0.0):
     (line, head), *rows = read_cells(path) or [(1, [""])]
     names = [name.lower() for name in head]
     key = next((i for i, name in enumerate(names) if name in ("run", "run_id")), 0)
-    columns = [i for i, name in enumerate(names) if i and name not in NO_GROUPS]
+    columns = [i for i, name in enumerate(names) if i != key and name not in NO_GROUPS]
+    if names[0] in ("", "unnamed: 0"):                                  # an index of pandas
+        columns = [i for i in columns if i]
     if not (rows and columns) or head[0].replace(".", "").isdigit():
         raise ValueError(f"{path}, line {line} is no header of names over a line for each run")
     for i in columns:
