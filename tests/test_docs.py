@@ -470,16 +470,14 @@ def imports_of(nodes):
     return {name if name.startswith("paper.") else name.split(".")[0] for name in found}
 
 
-OPTIONAL = dict(fit={"torch"}, polish={"torch"}, import_lightgbm={"lightgbm"})
-
-
-def test_the_reference_file_imports_numpy_alone_and_torch_only_to_fit_a_law():
+def test_the_reference_file_imports_numpy_alone_and_others_only_to_fit_a_law():
+    fits = dict(fit={"torch"}, polish={"torch"}, import_lightgbm={"lightgbm"})
     allowed = {"numpy", *sys.stdlib_module_names}
     at_import = imports_of(tree("aioli.py").body)
     assert "numpy" in at_import and at_import <= allowed
     for function in [node for node in tree("aioli.py").body if isinstance(node, ast.FunctionDef)]:
         inside = imports_of(ast.walk(function))
-        assert inside <= allowed | OPTIONAL.get(function.name, set())
+        assert inside <= allowed or inside == fits.get(function.name)
 
 
 def test_modules_import_one_way_only():

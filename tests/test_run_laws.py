@@ -324,3 +324,12 @@ def test_regmix_searches_by_what_it_fits(tmp_path, capsys):
     same(equal["law"], aioli.search(P, L, np.array([.5, .5]))[0], 0, 6e-4)
     assert run("regmix", "--runs", *files, "--kl", ".1") == 2
     assert "regmix searches around --mixture-prior" in capsys.readouterr().err
+
+
+def test_the_column_of_runs_may_be_anywhere_and_an_index_of_pandas_is_none(tmp_path):
+    (tmp_path / "p.csv").write_text("code,law,run\n.2,.8,a\n.5,.5,b\n.6,.4,c\n")
+    (tmp_path / "l.csv").write_text(",run,law,code\n0,a,3,4\n1,b,3.5,3\n2,c,3,3.2\n")
+    groups, P, targets, L = read_runs((tmp_path / "p.csv", tmp_path / "l.csv"))
+    assert (groups, targets) == (["code", "law"], ["law", "code"])
+    np.testing.assert_allclose(P[0], [.2, .8])
+    np.testing.assert_allclose(L[1], [3.5, 3])
