@@ -413,11 +413,18 @@ def test_the_tables_of_the_results_are_those_of_the_committed_comparison(capsys)
     assert sorted(map(sorted, made)) == sorted(map(sorted, shown))
 
 
+def test_the_rows_of_the_ablation_are_those_of_its_comparison(capsys):
+    assert tables.main([str(ROOT / "paper" / "ablation.csv")]) == 0
+    made = {line[0]: line[1:9] for line in full_tables(capsys.readouterr().out)[0]}
+    [shown] = [table for table in tables_of(RESULTS) if table[0][0] == "change, perplexity"]
+    assert [line[2:] for line in shown[1:]] == [made[line[1]] for line in shown[1:]]
+
+
 def test_the_tables_of_lengths_are_those_of_the_committed_comparisons(capsys):
     files = sorted((ROOT / "paper" / "lengths").glob("*.csv"))
     assert len(files) >= 2 and lengths.main([str(path) for path in files]) == 0
     made = tables_of(capsys.readouterr().out)
-    shown = [table for table in tables_of(RESULTS) if table[0][1] == "method"]
+    shown = [table for table in tables_of(RESULTS) if table[0][-1].endswith("steps")]
     assert made == shown
 
 
