@@ -1603,5 +1603,15 @@ def main(argv=None):
     return exit_code("train.py", command)
 
 
+def leave(code):
+    """End this process. Under torchrun at once: at the end of Python torch's threads may still be
+    at work, and now and then abort a run that is whole."""
+    if dist.is_torchelastic_launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

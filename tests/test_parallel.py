@@ -321,5 +321,17 @@ def test_each_process_of_a_comparison_has_a_gpu_of_its_own(monkeypatch, visible,
     assert sorted(given) == (expected or [""])
 
 
+def test_a_process_of_torchrun_ends_at_once_with_its_code(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with pytest.raises(SystemExit, match="3"):
+        train.leave(3)
+    monkeypatch.setattr(train.dist, "is_torchelastic_launched", lambda: True)
+    with pytest.raises(SystemExit):                                 # as _exit returned here
+        train.leave(2)
+    assert ended == [2]
+
+
 if __name__ == "__main__":
     worker(*sys.argv[1:])
+    train.leave(0)
