@@ -902,14 +902,14 @@ def cover(m, runs, rng):
     return P[kept]
 
 
-def sweep(h, steps, points, objective, least=1):
+def sweep(h, steps, points, least=1):
     """Full scratch runs on a cover of the simplex, `points` but at least `least`.
 
     Returns mixtures and final losses, (points, m) each, of those that did not diverge: at least
     `least`, or ValueError. The mixtures do not depend on the seed, so grid, dml and power, and all
     their seeds, share them.
     """
-    check(points=points, objective=objective)
+    check(points=points)
     check(points=least)
     P = cover(h.m, max(points, least), np.random.default_rng(0))
     names = [f"sweep-{number}" for number in range(len(P))]
@@ -928,7 +928,7 @@ def grid(h, steps, points=9, objective="loss"):
     objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
     """
     form, w = what_counts(h, objective)
-    P, L = yield from sweep(h, steps, points, objective)
+    P, L = yield from sweep(h, steps, points)
     tame = np.minimum(L - max(L.max(1).min() - 300, 0), 700)        # as in `importance`
     best = weigh(tame, form, w).mean(1).argmin()
     yield Train(P[best], steps)
@@ -969,7 +969,7 @@ def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
     check_prior_counts(kl, mixture_prior != "natural")
     prior = prior_of(h, mixture_prior)
     form, w = what_counts(h, objective)
-    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
+    P, L = yield from sweep(h, steps, points, least=h.m + 1)
     law = fit_law(P, L)
     return law, propose(law, P, form, w, kl=kl, prior=prior)
 
@@ -994,7 +994,7 @@ def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural",
     caps, prior = caps_of(h, steps, epochs), prior_of(h, mixture_prior)
     form, w = what_counts(h, objective)
 
-    P, L = yield from sweep(h, steps, points, objective, least=h.m + 1)
+    P, L = yield from sweep(h, steps, points, least=h.m + 1)
     law = fit_log_linear(P, L)
     p = solve_static(law, w / h.m, form, prior=prior, kl=kl, caps=caps)
     for group, share, most in zip(h.groups, p, P.max(0)):
@@ -1027,7 +1027,7 @@ def regmix(h, steps, points=9, objective="loss", mixture_prior="natural"):
     import_lightgbm()
     prior = prior_of(h, mixture_prior)
     form, w = what_counts(h, objective)
-    P, L = yield from sweep(h, steps, points, objective, least=2)
+    P, L = yield from sweep(h, steps, points, least=2)
     yield Train(search(P, L, prior, form, w / h.m), steps)
 
 
