@@ -22,13 +22,12 @@ LightGBM for `regmix`.
 `x = yield request` hands out a request and goes on with its reply as x. `x = yield from other(...)`
 runs another generator in place and takes what it returns.
 
-How to read it: requests and History; `egd` and `lmo_step`, the update; what is minimised, and caps;
-the methods that measure nothing (`stratified` to `unimax`); those that take A from extra runs
-(`skillit`, `doremi`, `doge`); the paper's Aioli, which measures it inside the run (`aioli_rounds`);
-two that take it from losses or gradients of the run (`odm`, `grape`); whole runs, `grid` and the
-laws of `dml`, `power`, `olmix` and `regmix`, then how laws are minimised and fitted (skip it at
-first); a law of the run's own losses, with the two methods of ours that take A from it, `aioli` and
-`horizon`, and `ado`; last, one method on top of another, or under caps. Notation:
+How to read it. Part one is the paper, top to bottom: requests and History; the update, `egd` and
+`lmo_step`; then where A comes from: nowhere (`stratified`), a law of whole runs (`dml`), extra runs
+(`skillit`, `doremi`, `doge`), probes inside the run (`aioli_rounds`, Aioli as published), a law of
+the run's own losses (`aioli`, the default). Part two has methods beyond the paper, each on its own.
+Part three is what they share: settings and objectives, caps, how laws are minimised and fitted, and
+one method on top of another. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
     p      mixture, (m,), on the simplex: share of training windows taken from each group
@@ -42,6 +41,8 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
+
+# === Part one: the framework, and the methods of the paper.
 
 # --- What a method may ask for. `on` names the run: "main", or any other name for a scratch model,
 # --- which starts from main's initial weights and counts as extra cost.
@@ -259,118 +260,8 @@ def split(steps, rounds):
     return np.diff(np.arange(rounds + 1) * steps // rounds).tolist()
 
 
-# --- What is minimised, and the limits of settings.
-
-FORMS = ("loss", "perplexity")  # what is averaged, with weights; other objectives are weights
-
-
-def what_counts(h, objective):
-    """An --objective as one of FORMS and the weights of the groups, (m,), of mean 1.
-
-    `loss` and `perplexity` weigh all alike. `bits`, per byte, are L_i / (ln 2 * bytes per token of
-    group i): a loss with weights in inverse proportion to these bytes. 2+1+1 are weights of the
-    losses, in the order of the groups. Raises ValueError, also for bits where the History does not
-    know the bytes.
-
-    >>> what_counts(History("ab", sizes=[1, 1], batch=8), "3+1")
-    ('loss', array([1.5, 0.5]))
-    """
-    check(objective=objective)
-    if objective in FORMS:
-        return objective, np.ones(h.m)
-    if objective != "bits":
-        w = parse_mixture(objective, h.groups, "--objective")
-    elif h.bytes_per_token is None:
-        raise ValueError("--objective bits is per byte: say how many a token has in each group, "
-                         "History(bytes_per_token=...)")
-    else:
-        w = 1 / h.bytes_per_token
-    return "loss", w / w.mean()
-
-
-def weigh(L, form, w=1.0):
-    """What is averaged over groups: the losses L times w, or their perplexities exp(L) times w."""
-    return w * np.exp(L) if form == "perplexity" else w * L
-
-
-def importance(L, form, w=1.0):
-    """The derivative of `weigh`: what a fall of each loss is worth, (m,) -> (m,)."""
-    tame = L - max(np.max(L) - 300, 0)                  # exp(710) is no number; only ratios matter
-    return w * (np.exp(tame) if form == "perplexity" else np.ones_like(L))
-
-
-LIMITS = {                      # least and largest value of a setting, whichever method has it
-    "alpha": (-100, 100), "points": (1, 200), "rounds": (1, np.inf), "window": (1, np.inf),
-    "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
-    "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, 10 ** 6), "wait": (0, 1),
-    "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
-    "kl": (0, np.inf), "epochs": (1e-9, np.inf), "robust": (0, np.inf),
-}
-
-
-def check(**settings):
-    """Raise ValueError for a setting out of range. Methods call it before anything trains."""
-    for name, value in settings.items():
-        if name == "objective" and value not in (*FORMS, "bits") and not len(shares_in(value)):
-            raise ValueError(f"--objective {value!r} is neither loss, perplexity nor bits, nor "
-                             "weights of the groups joined by +, as 2+1+1")
-        if name not in LIMITS:
-            continue
-        least, most = LIMITS[name]
-        if not (least <= value <= most and value < np.inf):             # NaN is neither
-            allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
-            raise ValueError(f"--{name} {value} is out of range; it must be {allowed}")
-
-
-# --- Caps on how often a group may be read.
-
-
-def project(p, caps):
-    """The mixture nearest to p under caps, argmin KL(q || p) with q <= caps: min(caps, C p), (m,).
-
-    p, caps: (m,), caps >= 0, or inf. What is cut off the capped groups goes to the others in
-    their proportions, until none is over its cap; at most m rounds, and exact. From uniform this is
-    UniMax (arXiv 2304.09151). Raises ValueError where the caps do not add up to 1.
-
-    >>> project([.5, .3, .2], caps=[.3, .4, 1.]).round(2)
-    array([0.3, 0.4, 0.3])
-    """
-    p, caps = np.asarray(p, float), np.asarray(caps, float)
-    room = caps[p > 0].sum()
-    if not (caps >= 0).all() or not room >= 1 - 1e-9:
-        raise ValueError(f"caps must be 0 or more and add up to 1 or more, not to {room:.4g}; "
-                         "raise them, or train for fewer steps")
-    if room <= 1 + 1e-12:                                           # there is no other
-        return np.where(p > 0, caps, 0) / room
-    capped = np.zeros(len(p), bool)
-    while True:
-        left = 1 - caps[capped].sum()
-        q = np.where(capped, caps, p * left / p[~capped].sum())
-        over = q > caps
-        if not over.any():
-            return q
-        capped |= over
-
-
-def caps_of(h, steps, epochs):
-    """The largest share of each group in the `steps` to come of the main run, (m,), with which the
-    whole of it reads the group at most `epochs` times.
-
-    A run that is too long for that repeats all groups equally: then the caps sum to 1, and are the
-    only mixture left. Raises ValueError where the History does not know the tokens of a window.
-    """
-    if not h.window:
-        raise ValueError("epochs are of tokens: say how many a window has, History(window=...)")
-    read = sum((row.windows for row in h.rows if row.request.on == "main"), np.zeros(h.m))
-    windows = max(steps, 1) * h.batch                                   # to come
-    least = (read.sum() + windows) * h.window / h.sizes.sum()           # epochs of all text
-    left = max(epochs, least) * h.sizes / h.window - read               # (m,)
-    caps = np.maximum(left, 0) / windows
-    return caps / min(caps.sum(), 1)
-
-
-# --- The methods, in the order of a lecture; first, those that measure nothing. Keyword arguments
-# --- are settings; train.py makes command-line flags of them.
+# --- The methods; first, the one that measures nothing. Keyword arguments are settings; train.py
+# --- makes command-line flags of them.
 
 
 def stratified(h, steps):
@@ -381,42 +272,128 @@ def stratified(h, steps):
     yield Train(h.uniform, steps)
 
 
-def fixed(h, steps, mixture=""):
-    """A mixture of your own, for the whole run. A^t = 0. Extra cost: none.
+# --- Static methods (T = 1): a sweep of whole runs, then the best of them, or the minimum of a law
+# --- of their final losses. A law is called on any (..., m) array of mixtures, and `gradient(p)` is
+# --- minus its A at p.
 
-    mixture: shares joined by +, in the order of the groups, scaled to sum 1 (default: equal).
+
+def cover(m, runs, rng):
+    """`runs` mixtures spread over the simplex, (runs, m), as the paper's sweeps.
+
+    Evenly spaced for m = 2; else Dirichlet(1.5) draws, one of the closest two dropped until `runs`
+    are left.
     """
-    yield Train(parse_mixture(mixture, h.groups) if mixture else h.uniform, steps)
+    if m == 2:
+        first = np.arange(1, runs + 1) / (runs + 1)
+        return np.column_stack((first, 1 - first))
+    P = rng.dirichlet(np.full(m, 1.5), 8 * runs)
+    distance = np.array([np.linalg.norm(P - p, axis=1) for p in P])
+    np.fill_diagonal(distance, np.inf)
+    kept = np.ones(len(P), bool)
+    while kept.sum() > runs:
+        dropped, _ = np.unravel_index(distance.argmin(), distance.shape)
+        distance[dropped] = distance[:, dropped] = np.inf
+        kept[dropped] = False
+    return P[kept]
 
 
-def natural(h, steps, alpha=1.0):
-    """Token shares, p_j = n_j^alpha / Z: alpha = 1 repeats all groups equally often, 0 is uniform.
+def sweep(h, steps, points, least=1):
+    """Full scratch runs on a cover of the simplex, `points` but at least `least`.
 
-    In LMO: A^t = 0 and the prior is not uniform; egd(uniform, log n, alpha). Extra cost: none.
-    alpha: temperature form, 1 / T (multilingual models use .3 to .7).
-
-    >>> egd([.5, .5], np.log([9., 1.]), eta=.5)
-    array([0.75, 0.25])
+    Returns mixtures and final losses, (points, m) each, of those that did not diverge: at least
+    `least`, or ValueError. The mixtures do not depend on the seed, so grid, dml and power, and all
+    their seeds, share them.
     """
-    check(alpha=alpha)
-    yield Train(egd(h.uniform, np.log(h.sizes), alpha), steps)
+    check(points=points)
+    check(points=least)
+    P = cover(h.m, max(points, least), np.random.default_rng(0))
+    names = [f"sweep-{number}" for number in range(len(P))]
+    for name, p in zip(names, P):
+        yield Train(p, steps, on=name)
+    kept, losses = h.finished(names, least)
+    return P[kept], losses
 
 
-def unimax(h, steps, epochs=4.0):
-    """UniMax (arXiv 2304.09151): as equal as repetition allows, no group read over `epochs` times.
+def grid(h, steps, points=9, objective="loss"):
+    """Grid search: train on a cover of the simplex, keep the best. Its law is a table.
 
-    p = project(uniform, caps), cap_j = epochs n_j / tokens of the run: text is shared out equally,
-    and what a group at its cap leaves goes to the others. In LMO: A^t = 0, and caps on p. A run too
-    long for all text together (caps sum to less than 1) is natural, and repeats more often. Extra
-    cost: none. The paper counts characters, and fills the groups in the order of their size.
-    epochs: how often a group may be read; as a prior, in the half run that it is learnt on.
-    Raises ValueError where the History does not know how many tokens a window has.
-
-    >>> project([.25] * 4, caps=[.1, .2, 5., 9.])
-    array([0.1 , 0.2 , 0.35, 0.35])
+    A^t: none; the solver looks it up. Extra cost: `points` full runs. Paper: 9 points (.1 to .9)
+    for m = 2, 9 or 10 draws otherwise.
+    points: number of scratch runs.
+    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
     """
-    check(epochs=epochs)
-    yield Train(project(h.uniform, caps_of(h, steps, epochs)), steps)
+    form, w = what_counts(h, objective)
+    P, L = yield from sweep(h, steps, points)
+    tame = np.minimum(L - max(L.max(1).min() - 300, 0), 700)        # as in `importance`
+    best = weigh(tame, form, w).mean(1).argmin()
+    yield Train(P[best], steps)
+
+
+class LogLinear(NamedTuple):
+    """L_i(p) = c_i + exp(sum_j t_ij p_j): LMO with sigma = exp, b = 1, A = -t (arXiv 2403.16952).
+
+    The factor k_i of the paper is exp of a constant, and a constant is the same number added to a
+    whole row of t (shares sum to 1). So it lives in t: k > 0 by construction, L_i is convex in p.
+    """
+    c: np.ndarray               # (n,) irreducible loss, >= 0
+    t: np.ndarray               # (n, m)
+
+    @property
+    def m(self):
+        """Groups trained on."""
+        return self.t.shape[1]
+
+    def __call__(self, P):
+        return self.c + np.e ** (P @ self.t.T)                          # (..., n)
+
+    def gradient(self, p):
+        """dL_i/dp_j, (n, m); minus this is the local A."""
+        return self.t * (self(p) - self.c)[:, None]
+
+
+def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
+    """Data Mixing Laws (arXiv 2403.16952): fit L_i(p) = c_i + exp(t_i . p) to a sweep, minimise.
+
+    A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
+    Extra cost: `points` full runs, or m + 1 if that is more, as the law needs them; the paper of
+    Aioli uses 10. Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is
+    enforced here and the problem is convex; and the proposal stays where runs have been (see
+    `propose`).
+    points: number of scratch runs.
+    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
+    kl: weight of KL(mixture || prior) against the average loss, nats; Olmix has .05.
+    mixture_prior: natural, uniform, or shares joined by +.
+
+    >>> solve_static(LogLinear(c=np.zeros(2), t=-np.eye(2))).round(6)
+    array([0.5, 0.5])
+    """
+    law, p = yield from by_law(h, steps, fit_log_linear, points, objective, kl, mixture_prior)
+    yield Train(p, steps, A=-law.t)
+
+
+def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
+    """A sweep, the law fitted to it, and the mixture that this proposes."""
+    check(kl=kl)
+    check_prior_counts(kl, mixture_prior != "natural")
+    prior = prior_of(h, mixture_prior)
+    form, w = what_counts(h, objective)
+    P, L = yield from sweep(h, steps, points, least=h.m + 1)
+    law = fit_law(P, L)
+    return law, propose(law, P, form, w, kl=kl, prior=prior)
+
+
+def propose(law, P, objective="loss", weights=None, kl=0.0, prior=None):
+    """The best mixture by a law fitted to runs P (R, m), of those where runs have been -> p (m,).
+
+    No group gets more than the most that any run gave it, nor less than the least that any run gave
+    one (or half of 1/m, if that is less): beyond, a law says what nobody has seen.
+    weights: (n,) of the losses, scaled here so that kl is in nats of their average; default equal.
+    objective, kl, prior: as for solve_static.
+    """
+    w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
+    floor = min(P.min(), .5 / law.m)
+    return solve_static(law, w / np.abs(w).sum(), objective, starts=1 + law.m, floor=floor,
+                        prior=prior, kl=kl, caps=P.max(0))
 
 
 # --- Online methods that take A from extra runs: Skill-It, DoReMi, DoGE.
@@ -732,6 +709,163 @@ def aioli_ood(h, steps, target=""):
     yield from aioli_rounds(h, steps, start=start, rows=[i], **published(h.m - 1, steps))
 
 
+# --- Aioli as it is here by default: A from a law of the run's own losses.
+
+
+class Forecast(NamedTuple):
+    """Losses at the end of a run that goes on at mixture p, from what the run has shown so far:
+
+        L_i(p) = c_i + b_i / sqrt(E_i(p))
+        E_i(p) = (1 - o_i) (n_i + (1 - d) p_i) + o_i p_i,       d = sum of n
+
+    n_i is what the run has read of group i, and d of all, as a share of the whole run. A law of
+    tokens alone forgets that models forget: a part o_i of what is known lasts only while the group
+    keeps its share, as if all of the run had had the present mixture. b >= 0 and 0 <= o <= 1, so
+    every L_i is convex in p. Why this form: paper/README.md.
+    """
+    c: np.ndarray               # (m,) irreducible loss, >= 0
+    b: np.ndarray               # (m,)
+    o: np.ndarray               # (m,)
+    n: np.ndarray               # (m,)
+
+    @property
+    def m(self):
+        """Groups trained on."""
+        return len(self.n)
+
+    def effective(self, p):
+        """E, (..., m)."""
+        left = 1 - self.n.sum()
+        return np.maximum((1 - self.o) * (self.n + left * p) + self.o * p, 1e-4)
+
+    def __call__(self, P):
+        return self.c + self.b * self.effective(P) ** -.5               # (..., m)
+
+    def gradient(self, p):
+        """dL_i/dp_j, (m, m), diagonal."""
+        per_share = (1 - self.o) * (1 - self.n.sum()) + self.o
+        return np.diag(-.5 * self.b * self.effective(p) ** -1.5 * per_share)
+
+
+def forecast_end(h, total_windows):
+    """The Forecast for a run of `total_windows`, from what the main run has shown so far."""
+    n = h.windows() / total_windows                                     # (t, m)
+    share = np.array([row.share for row in h.trained()])
+    ready = past_warmup(h.warmup, n.sum(1))
+    return fit_forecast(n[ready], share[ready], h.losses()[ready])
+
+
+def aioli(h, steps, rounds=25, wait=.16, last=.4, eta=.5, objective="perplexity", start=None):
+    """Aioli with an A that lasts: train a round, fit A to the run so far, step on its column sums.
+
+    The loop of the paper, p^t = lmo_step(p^{t-1}, normalise(exp(L) A^t), eta m). Three things are
+    not as published. (1) A probe of a few steps shows mostly recency: a group helps itself, and it
+    is soon forgotten. Here every stretch of training is a measurement, and one law is fitted to
+    them all by least squares: a Forecast, which tells what stays from what is forgotten. A^t is
+    minus its slope at p: what more of a group in the rest of the run is worth at its end. (2) Row i
+    of A counts exp(L_i) times, L_i being the forecast, as perplexity is what is reported. (3) The
+    step is eta * m, as column sums are 1/m in the mean, and rounds are shares of the run, so that
+    nothing depends on m or the length. Training is uniform until `wait` and stays where it is after
+    `last`, where the falling learning rate hides what tokens do. No probes, no extra runs: extra
+    cost rounds * last validations.
+    rounds: parts of the run; the mixture changes until `last`.
+    wait: share of the run before a forecast.
+    last: share of the run after which the mixture is fixed.  eta: step size, per group.
+    objective: perplexity, loss, bits (per byte), or weights of the groups, as 2+1+1.
+    Raises ValueError if fewer than three validations come from four fifths of the warm-up on to the
+    first forecast.
+    """
+    check(rounds=rounds, wait=wait, last=last, eta=eta)
+    form, w = what_counts(h, objective)
+    start = h.uniform if start is None else start                       # groups at 0 stay there
+
+    def step(law, p):
+        A = -law.gradient(p) * (p > 0)                                  # (m, m), diagonal
+        weighted = importance(law(p), form, w)[:, None] * A
+        return lmo_step(p, normalise(weighted), eta * (p > 0).sum()), A
+
+    yield from forecasting(h, steps, rounds, wait, last, step, start)
+
+
+def forecasting(h, steps, rounds, wait, last, step, p):
+    """The rounds of a method with a Forecast: train, forecast, `step` on the law; then stay."""
+    parts = split(steps, rounds)
+    ends = np.cumsum(parts)                                         # (rounds,) steps done by then
+    planned = sum(ends <= last * steps)
+    check_validations(h, steps, parts, first=sum(ends < wait * steps), planned=planned)
+
+    windows_before = sum(row.windows.sum() for row in h.trained())      # of a prior
+    total_windows = windows_before + steps * h.batch
+    A = None
+    for done, n in zip(ends[:planned], parts[:planned]):
+        yield Train(p, n, A=A)
+        if done >= wait * steps:
+            law = forecast_end(h, total_windows)
+            p, A = step(law, p)
+    yield Train(p, steps - sum(parts[:planned]), A=A)
+
+
+def check_validations(h, steps, parts, first, planned):
+    """Raise ValueError if the first forecast, after round `first`, is too late or too early."""
+    if first >= planned:
+        raise ValueError("no round ends from --wait to --last, so that nothing is forecast; raise "
+                         "--rounds or --last")
+    windows = [row.windows.sum() for row in h.trained()]                # with a prior, of its part
+    total_windows = sum(windows) + steps * h.batch
+    windows += [n * h.batch for n in parts[:first + 1]]
+    count = past_warmup(h.warmup, np.cumsum(windows) / total_windows).sum()
+    if count < 3:
+        raise ValueError(f"{len(parts)} rounds give {count} validations up to the first "
+                         "forecast, which needs 3 (those in the warm-up do not count); "
+                         "raise --rounds or --wait, or lower --warmup")
+
+
+# === Part two: methods beyond the paper, each on its own.
+
+# --- That measure nothing: a mixture by hand, or by the size of the groups.
+
+
+def fixed(h, steps, mixture=""):
+    """A mixture of your own, for the whole run. A^t = 0. Extra cost: none.
+
+    mixture: shares joined by +, in the order of the groups, scaled to sum 1 (default: equal).
+    """
+    yield Train(parse_mixture(mixture, h.groups) if mixture else h.uniform, steps)
+
+
+def natural(h, steps, alpha=1.0):
+    """Token shares, p_j = n_j^alpha / Z: alpha = 1 repeats all groups equally often, 0 is uniform.
+
+    In LMO: A^t = 0 and the prior is not uniform; egd(uniform, log n, alpha). Extra cost: none.
+    alpha: temperature form, 1 / T (multilingual models use .3 to .7).
+
+    >>> egd([.5, .5], np.log([9., 1.]), eta=.5)
+    array([0.75, 0.25])
+    """
+    check(alpha=alpha)
+    yield Train(egd(h.uniform, np.log(h.sizes), alpha), steps)
+
+
+def unimax(h, steps, epochs=4.0):
+    """UniMax (arXiv 2304.09151): as equal as repetition allows, no group read over `epochs` times.
+
+    p = project(uniform, caps), cap_j = epochs n_j / tokens of the run: text is shared out equally,
+    and what a group at its cap leaves goes to the others. In LMO: A^t = 0, and caps on p. A run too
+    long for all text together (caps sum to less than 1) is natural, and repeats more often. Extra
+    cost: none. The paper counts characters, and fills the groups in the order of their size.
+    epochs: how often a group may be read; as a prior, in the half run that it is learnt on.
+    Raises ValueError where the History does not know how many tokens a window has.
+
+    >>> project([.25] * 4, caps=[.1, .2, 5., 9.])
+    array([0.1 , 0.2 , 0.35, 0.35])
+    """
+    check(epochs=epochs)
+    yield Train(project(h.uniform, caps_of(h, steps, epochs)), steps)
+
+
+# --- Online, without extra runs: A from losses, from gradients, or from a law of the losses.
+
+
 def perplexity_weighted(h, steps, rounds=10, eta=.5):
     """A control that measures no A: more of the groups whose perplexity is high, round by round.
 
@@ -746,9 +880,6 @@ def perplexity_weighted(h, steps, rounds=10, eta=.5):
         A = normalise(np.diag(importance(L, "perplexity")))
         p = lmo_step(p, A, eta)
         L = yield Train(p, n, A=A)
-
-
-# --- Two more online methods without extra runs: ODM takes A from losses, GRAPE from gradients.
 
 
 def odm(h, steps, rounds=50, ema=.9, released=False):
@@ -827,30 +958,90 @@ def grape(h, steps, rounds=25, eta=1.5, robust=5.0, smoothing=1e-3):
         L = yield Train(p, n, A=A)
 
 
-# --- Static laws (T = 1): final losses of whole runs as a function of their mixture. A law is
-# --- called on any (..., m) array of mixtures, and `gradient(p)` is minus its A at p.
+def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objective="loss"):
+    """Ours: what the whole rest of the run does for each loss, forecast and minimised each round.
 
-
-class LogLinear(NamedTuple):
-    """L_i(p) = c_i + exp(sum_j t_ij p_j): LMO with sigma = exp, b = 1, A = -t (arXiv 2403.16952).
-
-    The factor k_i of the paper is exp of a constant, and a constant is the same number added to a
-    whole row of t (shares sum to 1). So it lives in t: k > 0 by construction, L_i is convex in p.
+    The law and the rounds are those of `aioli`; the solver is direct. A step moves no log share by
+    more than `reach` before they are scaled to sum 1 (which also keeps one bad forecast from
+    mattering, and shows the law a mixture that it has not met). A^t = minus the law's gradient at
+    p. Extra cost: rounds * last validations. Settings as aioli.
+    reach: largest change of a log share.  floor: least share of a group in a plan.
+    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
+    Raises ValueError as aioli does.
     """
-    c: np.ndarray               # (n,) irreducible loss, >= 0
-    t: np.ndarray               # (n, m)
+    check(rounds=rounds, wait=wait, last=last, reach=reach)
+    check_floor(floor, h.m)
+    form, w = what_counts(h, objective)
 
-    @property
-    def m(self):
-        """Groups trained on."""
-        return self.t.shape[1]
+    def step(law, p):
+        plan = solve_static(law, w, form, floor=floor)
+        move = np.clip(np.log(plan / p), -reach, reach)
+        p = egd(p, move, 1.0)                                           # p e^move, scaled
+        return p, -law.gradient(p)
 
-    def __call__(self, P):
-        return self.c + np.e ** (P @ self.t.T)                          # (..., n)
+    yield from forecasting(h, steps, rounds, wait, last, step, h.uniform)
 
-    def gradient(self, p):
-        """dL_i/dp_j, (n, m); minus this is the local A."""
-        return self.t * (self(p) - self.c)[:, None]
+
+def ado(h, steps, rounds=25, wait=.16, floor=.01):
+    """ADO (arXiv 2410.11820): more of the groups that, by a law of their own losses, learn fastest.
+
+    The law is L_i = c_i + b_i n^-a_i, n all that the run has read. A^t = diag(s), s_i = max(a_i,
+    .05) (L_i - c_i): its fall per log n. The solver is proportional: rho = s * natural *
+    sqrt(read of late), scaled, raised to `floor`, scaled again, and p = .9 mean + .1 rho, with the
+    mean over all steps before of rho, which is natural until `wait`. Extra cost: a validation a
+    round. Its nearest relative is `aioli`, which looks to the end of the run, and at a group's own
+    tokens. A law of all tokens does not: a group with less learns less, and so gets less still.
+
+    As the release does, and the paper does not, it scales after the floor, which leaves less than
+    that; and it averages rho, so that p follows it: with a mean of p, of which .9 is the mean
+    itself, half of the way would take 1,000 times the steps so far. Where the release differs. (1)
+    It fits the training losses of all steps, smoothed, every 1,000 steps, with log c >= .5; here it
+    is validation losses, each round, and rho stays within a round. With rounds of one step and the
+    release's law the mixtures would be the release's. (2) Its first fit, at step 1,000, leaves out
+    1,000 steps and so has a point or none; here, three.
+    rounds: validations in a run.  wait: share of the run on natural shares.
+    floor: least share before averaging.
+    Raises ValueError as aioli does.
+    """
+    check(rounds=rounds, wait=wait, floor=floor)
+    parts = split(steps, rounds)
+    first = sum(np.cumsum(parts) < wait * steps)
+    check_validations(h, steps, parts, first=first, planned=rounds)
+
+    total_windows = sum(row.windows.sum() for row in h.trained()) + steps * h.batch
+    natural = p = mean = late = h.sizes / h.sizes.sum()
+    A, done = None, 0
+    for number, n in enumerate(parts):
+        if number > first:
+            s = learning_speed(h, total_windows)
+            A, rho = np.diag(s), s * natural * np.sqrt(late)
+            rho = np.maximum(rho / rho.sum(), floor) if rho.any() else natural
+            rho = rho / rho.sum()
+            p = .9 * mean + .1 * rho
+            mean = (done * mean + n * rho) / (done + n)                 # by the end of this round
+        yield Train(p, n, A=A)
+        late = .9 ** n * late + (1 - .9 ** n) * h.last.share
+        done += n
+
+
+def learning_speed(h, total_windows):
+    """-dL_i / d log n now, (m,), by L_i = c_i + b_i n^-a_i fitted to validations after the warm-up.
+
+    For a given a the law is linear in c and b >= 0, so 80 values of a are tried, per group. The
+    slope is a b n^-a; as in ADO, a below .05 counts as .05. Raises ValueError for losses below 0.
+    """
+    n, L = h.windows().sum(1), h.losses()                               # (t,), (t, m)
+    ready = past_warmup(h.warmup, n / total_windows)
+    if L[ready].min() < 0:
+        raise ValueError(f"ado needs losses of 0 or more, not of {L[ready].min():.4g}")
+    a = np.linspace(.01, .8, 80)[:, None, None]
+    c, b, F = fit_line((n[ready, None] / n[-1]) ** -a, L[ready])        # F (80, t, 1), 1 at the end
+    squared_errors = ((c[:, None] + b[:, None] * F - L[ready]) ** 2).sum(1)         # (80, m)
+    best, group = squared_errors.argmin(0), np.arange(h.m)
+    return np.maximum(a[best, 0, 0], .05) * b[best, group]
+
+
+# --- Static: other laws, and other ways to their minimum.
 
 
 class Power(NamedTuple):
@@ -879,81 +1070,6 @@ class Power(NamedTuple):
         return -self.a * self.g * p ** (self.g - 1) * reducible ** 2
 
 
-# --- Static methods: a sweep of runs, then the best of them, or the minimum of a law.
-
-
-def cover(m, runs, rng):
-    """`runs` mixtures spread over the simplex, (runs, m), as the paper's sweeps.
-
-    Evenly spaced for m = 2; else Dirichlet(1.5) draws, one of the closest two dropped until `runs`
-    are left.
-    """
-    if m == 2:
-        first = np.arange(1, runs + 1) / (runs + 1)
-        return np.column_stack((first, 1 - first))
-    P = rng.dirichlet(np.full(m, 1.5), 8 * runs)
-    distance = np.array([np.linalg.norm(P - p, axis=1) for p in P])
-    np.fill_diagonal(distance, np.inf)
-    kept = np.ones(len(P), bool)
-    while kept.sum() > runs:
-        dropped, _ = np.unravel_index(distance.argmin(), distance.shape)
-        distance[dropped] = distance[:, dropped] = np.inf
-        kept[dropped] = False
-    return P[kept]
-
-
-def sweep(h, steps, points, least=1):
-    """Full scratch runs on a cover of the simplex, `points` but at least `least`.
-
-    Returns mixtures and final losses, (points, m) each, of those that did not diverge: at least
-    `least`, or ValueError. The mixtures do not depend on the seed, so grid, dml and power, and all
-    their seeds, share them.
-    """
-    check(points=points)
-    check(points=least)
-    P = cover(h.m, max(points, least), np.random.default_rng(0))
-    names = [f"sweep-{number}" for number in range(len(P))]
-    for name, p in zip(names, P):
-        yield Train(p, steps, on=name)
-    kept, losses = h.finished(names, least)
-    return P[kept], losses
-
-
-def grid(h, steps, points=9, objective="loss"):
-    """Grid search: train on a cover of the simplex, keep the best. Its law is a table.
-
-    A^t: none; the solver looks it up. Extra cost: `points` full runs. Paper: 9 points (.1 to .9)
-    for m = 2, 9 or 10 draws otherwise.
-    points: number of scratch runs.
-    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
-    """
-    form, w = what_counts(h, objective)
-    P, L = yield from sweep(h, steps, points)
-    tame = np.minimum(L - max(L.max(1).min() - 300, 0), 700)        # as in `importance`
-    best = weigh(tame, form, w).mean(1).argmin()
-    yield Train(P[best], steps)
-
-
-def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
-    """Data Mixing Laws (arXiv 2403.16952): fit L_i(p) = c_i + exp(t_i . p) to a sweep, minimise.
-
-    A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
-    Extra cost: `points` full runs, or m + 1 if that is more, as the law needs them; the paper of
-    Aioli uses 10. Where the release fits k of either sign and searches with Nelder-Mead, k > 0 is
-    enforced here and the problem is convex; and the proposal stays where runs have been (see
-    `propose`).
-    points: number of scratch runs.
-    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
-    kl: weight of KL(mixture || prior) against the average loss, nats; Olmix has .05.
-    mixture_prior: natural, uniform, or shares joined by +.
-
-    >>> solve_static(LogLinear(c=np.zeros(2), t=-np.eye(2))).round(6)
-    array([0.5, 0.5])
-    """
-    law, p = yield from by_law(h, steps, fit_log_linear, points, objective, kl, mixture_prior)
-    yield Train(p, steps, A=-law.t)
-
-
 def power(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
     """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better.
 
@@ -961,17 +1077,6 @@ def power(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural")
     """
     law, p = yield from by_law(h, steps, fit_power_law, points, objective, kl, mixture_prior)
     yield Train(p, steps, A=-law.gradient(p))
-
-
-def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
-    """A sweep, the law fitted to it, and the mixture that this proposes."""
-    check(kl=kl)
-    check_prior_counts(kl, mixture_prior != "natural")
-    prior = prior_of(h, mixture_prior)
-    form, w = what_counts(h, objective)
-    P, L = yield from sweep(h, steps, points, least=h.m + 1)
-    law = fit_law(P, L)
-    return law, propose(law, P, form, w, kl=kl, prior=prior)
 
 
 def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural", epochs=4.0):
@@ -1002,6 +1107,17 @@ def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural",
             warnings.warn(f"olmix proposes {share:.3f} of {group}, of which no run had more than "
                           f"{most:.3f}; raise --kl or --points", stacklevel=2)
     yield Train(p, steps, A=-law.t)
+
+
+class Trees(NamedTuple):
+    """L_i(p) = mean_i + deviation_i (a sum of regression trees): the law of RegMix, no slope."""
+    models: list                # n boosters of LightGBM
+    mean: np.ndarray            # (n,) nats per token
+    deviation: np.ndarray       # (n,)
+
+    def __call__(self, P):
+        scores = [model.predict(P) for model in self.models]
+        return self.mean + self.deviation * np.column_stack(scores)     # (R, n)
 
 
 def regmix(h, steps, points=9, objective="loss", mixture_prior="natural"):
@@ -1059,32 +1175,78 @@ def search(P, L, prior, objective="loss", weights=None, draws=100_000, best=128)
     return Q[predicted.argsort(kind="stable")[:few]].mean(0)            # of equals the first
 
 
-def check_prior_counts(kl, is_given):
-    """Raise ValueError for a prior that would change nothing."""
-    if is_given and not kl:
-        raise ValueError("--mixture-prior changes nothing without --kl; give it, .05 say")
+def import_lightgbm():
+    """The package. Raises ValueError where it is not installed."""
+    try:
+        import lightgbm
+    except ImportError:
+        raise ValueError("regmix needs LightGBM: pip install lightgbm") from None
+    return lightgbm
 
 
-def prior_of(h, mixture_prior):
-    """natural, uniform, or shares joined by + -> a mixture (m,), all above 0. ValueError."""
-    named = {"natural": h.sizes, "uniform": h.uniform}
-    if mixture_prior in named:
-        return check_prior(named[mixture_prior], h.m)
-    return check_prior(parse_mixture(mixture_prior, h.groups, "--mixture-prior"), h.m)
+# === Part three: what methods share. (Skip it at first.)
+
+# --- What is minimised, and the settings of methods.
+
+FORMS = ("loss", "perplexity")  # what is averaged, with weights; other objectives are weights
 
 
-def propose(law, P, objective="loss", weights=None, kl=0.0, prior=None):
-    """The best mixture by a law fitted to runs P (R, m), of those where runs have been -> p (m,).
+def what_counts(h, objective):
+    """An --objective as one of FORMS and the weights of the groups, (m,), of mean 1.
 
-    No group gets more than the most that any run gave it, nor less than the least that any run gave
-    one (or half of 1/m, if that is less): beyond, a law says what nobody has seen.
-    weights: (n,) of the losses, scaled here so that kl is in nats of their average; default equal.
-    objective, kl, prior: as for solve_static.
+    `loss` and `perplexity` weigh all alike. `bits`, per byte, are L_i / (ln 2 * bytes per token of
+    group i): a loss with weights in inverse proportion to these bytes. 2+1+1 are weights of the
+    losses, in the order of the groups. Raises ValueError, also for bits where the History does not
+    know the bytes.
+
+    >>> what_counts(History("ab", sizes=[1, 1], batch=8), "3+1")
+    ('loss', array([1.5, 0.5]))
     """
-    w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
-    floor = min(P.min(), .5 / law.m)
-    return solve_static(law, w / np.abs(w).sum(), objective, starts=1 + law.m, floor=floor,
-                        prior=prior, kl=kl, caps=P.max(0))
+    check(objective=objective)
+    if objective in FORMS:
+        return objective, np.ones(h.m)
+    if objective != "bits":
+        w = parse_mixture(objective, h.groups, "--objective")
+    elif h.bytes_per_token is None:
+        raise ValueError("--objective bits is per byte: say how many a token has in each group, "
+                         "History(bytes_per_token=...)")
+    else:
+        w = 1 / h.bytes_per_token
+    return "loss", w / w.mean()
+
+
+def weigh(L, form, w=1.0):
+    """What is averaged over groups: the losses L times w, or their perplexities exp(L) times w."""
+    return w * np.exp(L) if form == "perplexity" else w * L
+
+
+def importance(L, form, w=1.0):
+    """The derivative of `weigh`: what a fall of each loss is worth, (m,) -> (m,)."""
+    tame = L - max(np.max(L) - 300, 0)                  # exp(710) is no number; only ratios matter
+    return w * (np.exp(tame) if form == "perplexity" else np.ones_like(L))
+
+
+LIMITS = {                      # least and largest value of a setting, whichever method has it
+    "alpha": (-100, 100), "points": (1, 200), "rounds": (1, np.inf), "window": (1, np.inf),
+    "eta": (0, np.inf), "smoothing": (0, 1), "mu": (1e-9, np.inf), "cap": (0, np.inf),
+    "ema": (0, 1), "f": (0, 1), "sweeps": (1, np.inf), "probe": (1, 10 ** 6), "wait": (0, 1),
+    "last": (0, 1), "reach": (0, np.inf), "floor": (0, 1), "first": (0, 1),
+    "kl": (0, np.inf), "epochs": (1e-9, np.inf), "robust": (0, np.inf),
+}
+
+
+def check(**settings):
+    """Raise ValueError for a setting out of range. Methods call it before anything trains."""
+    for name, value in settings.items():
+        if name == "objective" and value not in (*FORMS, "bits") and not len(shares_in(value)):
+            raise ValueError(f"--objective {value!r} is neither loss, perplexity nor bits, nor "
+                             "weights of the groups joined by +, as 2+1+1")
+        if name not in LIMITS:
+            continue
+        least, most = LIMITS[name]
+        if not (least <= value <= most and value < np.inf):             # NaN is neither
+            allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
+            raise ValueError(f"--{name} {value} is out of range; it must be {allowed}")
 
 
 def shares_in(text):
@@ -1105,7 +1267,110 @@ def parse_mixture(text, groups, flag="--mixture"):
     return p / p.sum()
 
 
-# --- How a law is minimised. (You may skip this and the fits at first reading.)
+def prior_of(h, mixture_prior):
+    """natural, uniform, or shares joined by + -> a mixture (m,), all above 0. ValueError."""
+    named = {"natural": h.sizes, "uniform": h.uniform}
+    if mixture_prior in named:
+        return check_prior(named[mixture_prior], h.m)
+    return check_prior(parse_mixture(mixture_prior, h.groups, "--mixture-prior"), h.m)
+
+
+def check_prior(prior, m):
+    """A mixture to stay near as an array (m,) that sums to 1. Raises ValueError."""
+    prior = np.asarray(prior, float)
+    if prior.shape != (m,) or not (finite(prior) & (prior > 0)).all():
+        raise ValueError(f"a prior must be {m} shares above 0, not {prior}")
+    return prior / prior.sum()
+
+
+def check_prior_counts(kl, is_given):
+    """Raise ValueError for a prior that would change nothing."""
+    if is_given and not kl:
+        raise ValueError("--mixture-prior changes nothing without --kl; give it, .05 say")
+
+
+# --- Caps on how often a group may be read.
+
+
+def project(p, caps):
+    """The mixture nearest to p under caps, argmin KL(q || p) with q <= caps: min(caps, C p), (m,).
+
+    p, caps: (m,), caps >= 0, or inf. What is cut off the capped groups goes to the others in
+    their proportions, until none is over its cap; at most m rounds, and exact. From uniform this is
+    UniMax (arXiv 2304.09151). Raises ValueError where the caps do not add up to 1.
+
+    >>> project([.5, .3, .2], caps=[.3, .4, 1.]).round(2)
+    array([0.3, 0.4, 0.3])
+    """
+    p, caps = np.asarray(p, float), np.asarray(caps, float)
+    room = caps[p > 0].sum()
+    if not (caps >= 0).all() or not room >= 1 - 1e-9:
+        raise ValueError(f"caps must be 0 or more and add up to 1 or more, not to {room:.4g}; "
+                         "raise them, or train for fewer steps")
+    if room <= 1 + 1e-12:                                           # there is no other
+        return np.where(p > 0, caps, 0) / room
+    capped = np.zeros(len(p), bool)
+    while True:
+        left = 1 - caps[capped].sum()
+        q = np.where(capped, caps, p * left / p[~capped].sum())
+        over = q > caps
+        if not over.any():
+            return q
+        capped |= over
+
+
+def caps_of(h, steps, epochs):
+    """The largest share of each group in the `steps` to come of the main run, (m,), with which the
+    whole of it reads the group at most `epochs` times.
+
+    A run that is too long for that repeats all groups equally: then the caps sum to 1, and are the
+    only mixture left. Raises ValueError where the History does not know the tokens of a window.
+    """
+    if not h.window:
+        raise ValueError("epochs are of tokens: say how many a window has, History(window=...)")
+    read = sum((row.windows for row in h.rows if row.request.on == "main"), np.zeros(h.m))
+    windows = max(steps, 1) * h.batch                                   # to come
+    least = (read.sum() + windows) * h.window / h.sizes.sum()           # epochs of all text
+    left = max(epochs, least) * h.sizes / h.window - read               # (m,)
+    caps = np.maximum(left, 0) / windows
+    return caps / min(caps.sum(), 1)
+
+
+def capped(h, steps, program, epochs):
+    """A method, `program`, whose main run reads no group over `epochs` times: it trains on the
+    mixture nearest to the one asked for (`project`) under the caps of what is left of each group,
+    spread over the rest of the run.
+
+    The method goes on from the mixture that it asked for, and its History has what was trained on:
+    in LMO a lazy projection of the online step. `unimax` is capped(stratified). Probes, and batches
+    that are only peeked at, have to be as they are: they are not capped, but count as read. Nor are
+    extra runs. Raises ValueError as caps_of, and for a mixture whose groups do not last.
+    """
+    reply = None
+    while True:
+        try:
+            request = program.send(reply)
+        except StopIteration:
+            return
+        is_main = isinstance(request, Train) and request.on == "main"
+        if is_main and request.steps and not request.probe:
+            left = steps - sum(row.request.steps for row in h.trained())
+            caps = caps_of(h, left, epochs)
+            if not caps[request.p > 0].sum() > 1 - 1e-9:
+                raise ValueError(f"the mixture {h.listing(request.p)} needs more than {epochs:g} "
+                                 "epochs of its groups; raise --max-epochs, or mix in others")
+            request = request._replace(p=project(request.p, caps))
+        reply = yield request
+
+
+# --- How a law is minimised.
+
+
+def check_form(objective):
+    """Raise ValueError for an objective that needs to know the groups, which a law does not."""
+    if objective not in FORMS:
+        raise ValueError(f"--objective {objective!r} is neither loss nor perplexity, which are all "
+                         "that a law knows; give weights of the losses")
 
 
 def check_floor(floor, m):
@@ -1114,13 +1379,6 @@ def check_floor(floor, m):
     if floor * m >= 1:
         raise ValueError(f"a floor of {floor} leaves {m} groups nothing to choose; "
                          f"lower it below 1/{m}")
-
-
-def check_form(objective):
-    """Raise ValueError for an objective that needs to know the groups, which a law does not."""
-    if objective not in FORMS:
-        raise ValueError(f"--objective {objective!r} is neither loss nor perplexity, which are all "
-                         "that a law knows; give weights of the losses")
 
 
 def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior=None, kl=0.0,
@@ -1172,14 +1430,6 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior
             raise ValueError("the law gives no finite number to minimise; fit it to other runs")
         ends = [descend(value, slope, start, caps) for start in (first, *corners[:starts - 1])]
         return floor + room * min(ends, key=value)
-
-
-def check_prior(prior, m):
-    """A mixture to stay near as an array (m,) that sums to 1. Raises ValueError."""
-    prior = np.asarray(prior, float)
-    if prior.shape != (m,) or not (finite(prior) & (prior > 0)).all():
-        raise ValueError(f"a prior must be {m} shares above 0, not {prior}")
-    return prior / prior.sum()
 
 
 def log_sum_exp(L, w):
@@ -1382,17 +1632,6 @@ def fit_power_law(mixtures, losses, delta=.02):
     return fit(build, guess, P, L, delta)
 
 
-class Trees(NamedTuple):
-    """L_i(p) = mean_i + deviation_i (a sum of regression trees): the law of RegMix, no slope."""
-    models: list                # n boosters of LightGBM
-    mean: np.ndarray            # (n,) nats per token
-    deviation: np.ndarray       # (n,)
-
-    def __call__(self, P):
-        scores = [model.predict(P) for model in self.models]
-        return self.mean + self.deviation * np.column_stack(scores)     # (R, n)
-
-
 def fit_trees(mixtures, losses):
     """Boosted trees for each loss, with RegMix's settings (arXiv 2407.01492) -> Trees.
 
@@ -1412,51 +1651,7 @@ def fit_trees(mixtures, losses):
     return Trees(models, L.mean(0), deviation)
 
 
-def import_lightgbm():
-    """The package. Raises ValueError where it is not installed."""
-    try:
-        import lightgbm
-    except ImportError:
-        raise ValueError("regmix needs LightGBM: pip install lightgbm") from None
-    return lightgbm
-
-
-# --- A law of the run's own losses, and two methods of ours that take A from it.
-
-
-class Forecast(NamedTuple):
-    """Losses at the end of a run that goes on at mixture p, from what the run has shown so far:
-
-        L_i(p) = c_i + b_i / sqrt(E_i(p))
-        E_i(p) = (1 - o_i) (n_i + (1 - d) p_i) + o_i p_i,       d = sum of n
-
-    n_i is what the run has read of group i, and d of all, as a share of the whole run. A law of
-    tokens alone forgets that models forget: a part o_i of what is known lasts only while the group
-    keeps its share, as if all of the run had had the present mixture. b >= 0 and 0 <= o <= 1, so
-    every L_i is convex in p. Why this form: paper/README.md.
-    """
-    c: np.ndarray               # (m,) irreducible loss, >= 0
-    b: np.ndarray               # (m,)
-    o: np.ndarray               # (m,)
-    n: np.ndarray               # (m,)
-
-    @property
-    def m(self):
-        """Groups trained on."""
-        return len(self.n)
-
-    def effective(self, p):
-        """E, (..., m)."""
-        left = 1 - self.n.sum()
-        return np.maximum((1 - self.o) * (self.n + left * p) + self.o * p, 1e-4)
-
-    def __call__(self, P):
-        return self.c + self.b * self.effective(P) ** -.5               # (..., m)
-
-    def gradient(self, p):
-        """dL_i/dp_j, (m, m), diagonal."""
-        per_share = (1 - self.o) * (1 - self.n.sum()) + self.o
-        return np.diag(-.5 * self.b * self.effective(p) ** -1.5 * per_share)
+# --- Fitting a law to the run's own losses.
 
 
 def fit_forecast(n, share, losses):
@@ -1516,162 +1711,6 @@ def past_warmup(warmup, read):
     return (read > 0) & (read > .8 * warmup - 1e-9)
 
 
-def forecast_end(h, total_windows):
-    """The Forecast for a run of `total_windows`, from what the main run has shown so far."""
-    n = h.windows() / total_windows                                     # (t, m)
-    share = np.array([row.share for row in h.trained()])
-    ready = past_warmup(h.warmup, n.sum(1))
-    return fit_forecast(n[ready], share[ready], h.losses()[ready])
-
-
-def aioli(h, steps, rounds=25, wait=.16, last=.4, eta=.5, objective="perplexity", start=None):
-    """Aioli with an A that lasts: train a round, fit A to the run so far, step on its column sums.
-
-    The loop of the paper, p^t = lmo_step(p^{t-1}, normalise(exp(L) A^t), eta m). Three things are
-    not as published. (1) A probe of a few steps shows mostly recency: a group helps itself, and it
-    is soon forgotten. Here every stretch of training is a measurement, and one law is fitted to
-    them all by least squares: a Forecast, which tells what stays from what is forgotten. A^t is
-    minus its slope at p: what more of a group in the rest of the run is worth at its end. (2) Row i
-    of A counts exp(L_i) times, L_i being the forecast, as perplexity is what is reported. (3) The
-    step is eta * m, as column sums are 1/m in the mean, and rounds are shares of the run, so that
-    nothing depends on m or the length. Training is uniform until `wait` and stays where it is after
-    `last`, where the falling learning rate hides what tokens do. No probes, no extra runs: extra
-    cost rounds * last validations.
-    rounds: parts of the run; the mixture changes until `last`.
-    wait: share of the run before a forecast.
-    last: share of the run after which the mixture is fixed.  eta: step size, per group.
-    objective: perplexity, loss, bits (per byte), or weights of the groups, as 2+1+1.
-    Raises ValueError if fewer than three validations come from four fifths of the warm-up on to the
-    first forecast.
-    """
-    check(rounds=rounds, wait=wait, last=last, eta=eta)
-    form, w = what_counts(h, objective)
-    start = h.uniform if start is None else start                       # groups at 0 stay there
-
-    def step(law, p):
-        A = -law.gradient(p) * (p > 0)                                  # (m, m), diagonal
-        weighted = importance(law(p), form, w)[:, None] * A
-        return lmo_step(p, normalise(weighted), eta * (p > 0).sum()), A
-
-    yield from forecasting(h, steps, rounds, wait, last, step, start)
-
-
-def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objective="loss"):
-    """Ours: what the whole rest of the run does for each loss, forecast and minimised each round.
-
-    The law and the rounds are those of `aioli`; the solver is direct. A step moves no log share by
-    more than `reach` before they are scaled to sum 1 (which also keeps one bad forecast from
-    mattering, and shows the law a mixture that it has not met). A^t = minus the law's gradient at
-    p. Extra cost: rounds * last validations. Settings as aioli.
-    reach: largest change of a log share.  floor: least share of a group in a plan.
-    objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
-    Raises ValueError as aioli does.
-    """
-    check(rounds=rounds, wait=wait, last=last, reach=reach)
-    check_floor(floor, h.m)
-    form, w = what_counts(h, objective)
-
-    def step(law, p):
-        plan = solve_static(law, w, form, floor=floor)
-        move = np.clip(np.log(plan / p), -reach, reach)
-        p = egd(p, move, 1.0)                                           # p e^move, scaled
-        return p, -law.gradient(p)
-
-    yield from forecasting(h, steps, rounds, wait, last, step, h.uniform)
-
-
-def ado(h, steps, rounds=25, wait=.16, floor=.01):
-    """ADO (arXiv 2410.11820): more of the groups that, by a law of their own losses, learn fastest.
-
-    The law is L_i = c_i + b_i n^-a_i, n all that the run has read. A^t = diag(s), s_i = max(a_i,
-    .05) (L_i - c_i): its fall per log n. The solver is proportional: rho = s * natural *
-    sqrt(read of late), scaled, raised to `floor`, scaled again, and p = .9 mean + .1 rho, with the
-    mean over all steps before of rho, which is natural until `wait`. Extra cost: a validation a
-    round. Its nearest relative is `aioli`, which looks to the end of the run, and at a group's own
-    tokens. A law of all tokens does not: a group with less learns less, and so gets less still.
-
-    As the release does, and the paper does not, it scales after the floor, which leaves less than
-    that; and it averages rho, so that p follows it: with a mean of p, of which .9 is the mean
-    itself, half of the way would take 1,000 times the steps so far. Where the release differs. (1)
-    It fits the training losses of all steps, smoothed, every 1,000 steps, with log c >= .5; here it
-    is validation losses, each round, and rho stays within a round. With rounds of one step and the
-    release's law the mixtures would be the release's. (2) Its first fit, at step 1,000, leaves out
-    1,000 steps and so has a point or none; here, three.
-    rounds: validations in a run.  wait: share of the run on natural shares.
-    floor: least share before averaging.
-    Raises ValueError as aioli does.
-    """
-    check(rounds=rounds, wait=wait, floor=floor)
-    parts = split(steps, rounds)
-    first = sum(np.cumsum(parts) < wait * steps)
-    check_validations(h, steps, parts, first=first, planned=rounds)
-
-    total_windows = sum(row.windows.sum() for row in h.trained()) + steps * h.batch
-    natural = p = mean = late = h.sizes / h.sizes.sum()
-    A, done = None, 0
-    for number, n in enumerate(parts):
-        if number > first:
-            s = learning_speed(h, total_windows)
-            A, rho = np.diag(s), s * natural * np.sqrt(late)
-            rho = np.maximum(rho / rho.sum(), floor) if rho.any() else natural
-            rho = rho / rho.sum()
-            p = .9 * mean + .1 * rho
-            mean = (done * mean + n * rho) / (done + n)                 # by the end of this round
-        yield Train(p, n, A=A)
-        late = .9 ** n * late + (1 - .9 ** n) * h.last.share
-        done += n
-
-
-def learning_speed(h, total_windows):
-    """-dL_i / d log n now, (m,), by L_i = c_i + b_i n^-a_i fitted to validations after the warm-up.
-
-    For a given a the law is linear in c and b >= 0, so 80 values of a are tried, per group. The
-    slope is a b n^-a; as in ADO, a below .05 counts as .05. Raises ValueError for losses below 0.
-    """
-    n, L = h.windows().sum(1), h.losses()                               # (t,), (t, m)
-    ready = past_warmup(h.warmup, n / total_windows)
-    if L[ready].min() < 0:
-        raise ValueError(f"ado needs losses of 0 or more, not of {L[ready].min():.4g}")
-    a = np.linspace(.01, .8, 80)[:, None, None]
-    c, b, F = fit_line((n[ready, None] / n[-1]) ** -a, L[ready])        # F (80, t, 1), 1 at the end
-    squared_errors = ((c[:, None] + b[:, None] * F - L[ready]) ** 2).sum(1)         # (80, m)
-    best, group = squared_errors.argmin(0), np.arange(h.m)
-    return np.maximum(a[best, 0, 0], .05) * b[best, group]
-
-
-def forecasting(h, steps, rounds, wait, last, step, p):
-    """The rounds of a method with a Forecast: train, forecast, `step` on the law; then stay."""
-    parts = split(steps, rounds)
-    ends = np.cumsum(parts)                                         # (rounds,) steps done by then
-    planned = sum(ends <= last * steps)
-    check_validations(h, steps, parts, first=sum(ends < wait * steps), planned=planned)
-
-    windows_before = sum(row.windows.sum() for row in h.trained())      # of a prior
-    total_windows = windows_before + steps * h.batch
-    A = None
-    for done, n in zip(ends[:planned], parts[:planned]):
-        yield Train(p, n, A=A)
-        if done >= wait * steps:
-            law = forecast_end(h, total_windows)
-            p, A = step(law, p)
-    yield Train(p, steps - sum(parts[:planned]), A=A)
-
-
-def check_validations(h, steps, parts, first, planned):
-    """Raise ValueError if the first forecast, after round `first`, is too late or too early."""
-    if first >= planned:
-        raise ValueError("no round ends from --wait to --last, so that nothing is forecast; raise "
-                         "--rounds or --last")
-    windows = [row.windows.sum() for row in h.trained()]                # with a prior, of its part
-    total_windows = sum(windows) + steps * h.batch
-    windows += [n * h.batch for n in parts[:first + 1]]
-    count = past_warmup(h.warmup, np.cumsum(windows) / total_windows).sum()
-    if count < 3:
-        raise ValueError(f"{len(parts)} rounds give {count} validations up to the first "
-                         "forecast, which needs 3 (those in the warm-up do not count); "
-                         "raise --rounds or --wait, or lower --warmup")
-
-
 # --- Composition: the paper's restricted setting, where another method's mixture comes first.
 
 
@@ -1703,33 +1742,6 @@ def learn_mixture(method, h, steps):
         if trains_main:
             h.finished([renamed.on])
         inner.rows.append(h.last._replace(request=request))
-
-
-def capped(h, steps, program, epochs):
-    """A method, `program`, whose main run reads no group over `epochs` times: it trains on the
-    mixture nearest to the one asked for (`project`) under the caps of what is left of each group,
-    spread over the rest of the run.
-
-    The method goes on from the mixture that it asked for, and its History has what was trained on:
-    in LMO a lazy projection of the online step. `unimax` is capped(stratified). Probes, and batches
-    that are only peeked at, have to be as they are: they are not capped, but count as read. Nor are
-    extra runs. Raises ValueError as caps_of, and for a mixture whose groups do not last.
-    """
-    reply = None
-    while True:
-        try:
-            request = program.send(reply)
-        except StopIteration:
-            return
-        is_main = isinstance(request, Train) and request.on == "main"
-        if is_main and request.steps and not request.probe:
-            left = steps - sum(row.request.steps for row in h.trained())
-            caps = caps_of(h, left, epochs)
-            if not caps[request.p > 0].sum() > 1 - 1e-9:
-                raise ValueError(f"the mixture {h.listing(request.p)} needs more than {epochs:g} "
-                                 "epochs of its groups; raise --max-epochs, or mix in others")
-            request = request._replace(p=project(request.p, caps))
-        reply = yield request
 
 
 def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings):
