@@ -26,3 +26,11 @@ def planes_for_trees():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "lightgbm", Planes())
         yield
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory):
+    """All of the embedded text, prepared once for all tests -> the Corpus, its cache."""
+    import data
+    cache = tmp_path_factory.mktemp("embedded")
+    return data.load(cache=cache, progress=None), cache

@@ -991,12 +991,6 @@ def test_an_encoding_that_cannot_be_fetched_is_one_clear_line(tmp_path, monkeypa
 
 # ---- embedded text
 
-@pytest.fixture(scope="session")
-def embedded(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("embedded")
-    return load(cache=cache, progress=None), cache
-
-
 def test_every_embedded_group_is_large_enough_to_train_and_to_measure_on(embedded):
     corpus, _ = embedded
     assert tuple(corpus.groups) == data.GROUPS and corpus.vocab == 1024

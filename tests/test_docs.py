@@ -176,7 +176,7 @@ def test_the_table_of_the_readme_is_a_part_of_that_of_the_results():
 
 
 @pytest.fixture(scope="module")
-def extended(tmp_path_factory):
+def extended(tmp_path_factory, embedded):
     """A copy of the repository in which the recipe has been followed to the letter."""
     copy = tmp_path_factory.mktemp("recipe") / "repository"
     left_out = shutil.ignore_patterns(".*cache", ".git", ".hypothesis", "__pycache__", "out")
@@ -184,6 +184,7 @@ def extended(tmp_path_factory):
     assert "Paste this at the end of `aioli.py`:\n\n```python\ndef by_loss" in README
     with open(copy / "aioli.py", "a") as file:
         file.write("\n\n" + block(README, "def by_loss"))
+    (copy / ".cache").symlink_to(embedded[1])
     return copy
 
 

@@ -1,6 +1,7 @@
 """What is measured besides the comparison: gains by length of a run, and speed beside nanoGPT's."""
 import functools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import aioli
 from paper import bench, costs, gpu, lengths, rows
 from paper.rows import parse_method
 from tiny import tiny_preset                            # noqa: F401, a fixture
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def file_of(path, steps, ppl):
@@ -70,12 +73,17 @@ class GPT(torch.nn.Linear):
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
+def checkout(tmp_path, monkeypatch, embedded):
     """The folder of a stand-in for nanoGPT, which does next to nothing, and is faster."""
-    (tmp_path / "model.py").write_text(NANOGPT)
+    nanogpt = tmp_path / "nanogpt"
+    nanogpt.mkdir()
+    (nanogpt / "model.py").write_text(NANOGPT)
+    (tmp_path / ".cache").symlink_to(embedded[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(bench, "SHAPES", {"laptop": bench.SHAPES["laptop"]})
     monkeypatch.setattr(bench.costs, "measure", lambda turns: None)
-    return str(tmp_path)
+    return str(nanogpt)
 
 
 def test_the_bench_trains_both_sides_and_says_how_fast(checkout, capsys):
