@@ -104,10 +104,12 @@ class History:
     seed: of the method's own choices (probe order), drawn from `rng`, so that a method replayed
     makes the same ones.  warmup: share of the run's steps in which the learning rate rises.
     window: tokens of a window, for methods that count epochs.  bytes_per_token: (m,) of the
-    validation text, UTF-8, for the objective bits.
+    validation text, UTF-8, for the objective bits.  scratch: length of a scratch run, and share of
+    each group's text that it may read, as a share of the main run's (arXiv 2606.07597).
     """
 
-    def __init__(self, groups, sizes, batch, seed=0, warmup=.1, window=None, bytes_per_token=None):
+    def __init__(self, groups, sizes, batch, seed=0, warmup=.1, window=None, bytes_per_token=None,
+                 scratch=1.0):
         self.groups = list(groups)
         self.sizes = np.asarray(sizes, float).reshape(len(self.groups))
         self.batch = batch
@@ -115,6 +117,7 @@ class History:
         self.warmup = warmup
         self.window = window
         self.bytes_per_token = bytes_per_token
+        self.scratch = scratch
         self.m = len(self.groups)
         if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
             raise ValueError(f"sizes must be above 0, not {self.listing(self.sizes)}")
@@ -127,9 +130,13 @@ class History:
         self.rows = []
 
     def empty(self):
-        """A History of the same text, of nothing measured."""
+        """A History of the same text, of nothing measured; its scratch runs are whole ones."""
         return History(self.groups, self.sizes, self.batch, self.seed, self.warmup, self.window,
                        self.bytes_per_token)
+
+    def scratch_steps(self, steps):
+        """Length of a scratch run beside a run of `steps`."""
+        return min(steps, max(1, round(self.scratch * steps)))
 
     def add(self, request, loss=None, signals=None, windows=None, **measured):
         """Record an answer. Without `windows` the mixture counts as realised exactly.
@@ -298,7 +305,7 @@ def cover(m, runs, rng):
 
 
 def sweep(h, steps, points, least=1):
-    """Full scratch runs on a cover of the simplex, `points` but at least `least`.
+    """Scratch runs on a cover of the simplex, `points` but at least `least`.
 
     Returns mixtures and final losses, (points, m) each, of those that did not diverge: at least
     `least`, or ValueError. The mixtures do not depend on the seed, so grid, dml and power, and all
@@ -309,7 +316,7 @@ def sweep(h, steps, points, least=1):
     P = cover(h.m, max(points, least), np.random.default_rng(0))
     names = [f"sweep-{number}" for number in range(len(P))]
     for name, p in zip(names, P):
-        yield Train(p, steps, on=name)
+        yield Train(p, h.scratch_steps(steps), on=name)
     kept, losses = h.finished(names, least)
     return P[kept], losses
 
@@ -406,7 +413,7 @@ def skill_graph(h, steps):
         raise ValueError(f"skillit needs losses above 0, not {h.listing(before)}")
     G = np.zeros((h.m, h.m))
     for j, only_j in enumerate(np.eye(h.m)):
-        after = yield Train(only_j, steps, on=f"only-{h.groups[j]}")
+        after = yield Train(only_j, h.scratch_steps(steps), on=f"only-{h.groups[j]}")
         h.finished([f"only-{h.groups[j]}"])
         G[:, j] = (before - after) / before
     return G
@@ -456,18 +463,19 @@ def doremi(h, steps, eta=1.0, smoothing=1e-3):
     array([0.5498, 0.4502])
     """
     check(eta=eta, smoothing=smoothing)
-    yield Train(h.uniform, steps, on="reference")
+    n = h.scratch_steps(steps)
+    yield Train(h.uniform, n, on="reference")
     h.finished(["reference"])
     w, excess, total = h.uniform, np.zeros(h.m), np.zeros(h.m)
-    for _ in range(steps):
-        signals = yield Peek(h.uniform, steps, on="proxy", against="reference")
+    for _ in range(n):
+        signals = yield Peek(h.uniform, n, on="proxy", against="reference")
         absent = np.isnan(signals["excess"])
         excess = np.where(absent, excess, signals["excess"])            # it keeps its last score
         A = np.diag(excess)                                             # (m, m)
         w = (1 - smoothing) * lmo_step(w, A, eta) + smoothing * h.uniform
         yield Update(w, on="proxy")
         total += w
-    yield Train(total / steps if steps else w, steps)
+    yield Train(total / n if n else w, steps)
 
 
 def doge(h, steps, mu=.05, cap=5.0):
@@ -493,9 +501,10 @@ def doge(h, steps, mu=.05, cap=5.0):
     array([0.512, 0.488])
     """
     check(mu=mu, cap=cap)
+    n = h.scratch_steps(steps)
     w, total = h.uniform, np.zeros(h.m)
-    for _ in range(steps):
-        signals = yield Peek(h.uniform, steps, on="proxy")
+    for _ in range(n):
+        signals = yield Peek(h.uniform, n, on="proxy")
         lr, norm = h.last.lr, np.nan_to_num(signals["norm"])
         target_norm = signals["target_norm"]
 
@@ -507,7 +516,7 @@ def doge(h, steps, mu=.05, cap=5.0):
         w = lmo_step(w, row, 1 / mu)
         yield Update(w, on="proxy")
         total += w
-    yield Train(total / steps if steps else w, steps)
+    yield Train(total / n if n else w, steps)
 
 
 # --- Aioli as published: A is measured inside the run, by short probes.
@@ -1761,7 +1770,7 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
         start = {"start": h.uniform} if restart == "prior" else {}
         rehearse(h, steps, n, method, **start, **settings)
 
-    p = yield from learn_mixture(prior, h, steps // 2)
+    p = yield from learn_mixture(prior, h, h.scratch_steps(steps // 2))
     yield Train(p, n)
     if restart == "prior":
         settings["start"] = p

@@ -79,8 +79,9 @@ class Sampler:
     group, whatever their mixtures. So the state is a few counts.
     """
 
-    def __init__(self, tokens, names, window, batch, seed):
-        """tokens: m arrays of ids. names: m. window: T tokens. batch: B windows.
+    def __init__(self, tokens, names, window, batch, seed, share=1.0):
+        """tokens: m arrays of ids. names: m. window: T tokens. batch: B windows. share: of each
+        group's windows, evenly spaced, that there are; so a short run can repeat as a long one.
 
         Raises DataError if a group has not one window.
         """
@@ -94,6 +95,8 @@ class Sampler:
                 raise DataError(f"group {name} has {len(ids)} training tokens, "
                                 f"but a window takes {window + 1}: add text")
 
+        self.spacing = 1 / share                                  # from one to the next
+        self.windows = np.maximum(1, (self.windows * share).astype(int))
         self.drawn = np.zeros(len(self.names), np.int64)          # (m,) windows so far
         self.carry = np.zeros(len(self.names), np.int64)          # (m,) asked - planned, billionths
         self.shuffled_part = [None] * len(self.names)             # which part `shuffled` holds
@@ -194,7 +197,7 @@ class Sampler:
             self.shuffled[j] = shuffled(int(self.windows[j]), seed, part)
             self.shuffled_part[j] = (epoch, part)
         self.drawn[j] += 1
-        return int(self.shuffled[j][i]) * self.window
+        return int(self.shuffled[j][i] * self.spacing) * self.window
 
     def _setting(self):
         return [self.names, self.windows.tolist(), self.window, self.batch_size, self.seed]

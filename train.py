@@ -86,7 +86,8 @@ class Config:
     resume: bool = False        # go on from the checkpoint in OUT, or begin if there is none
     save_every: int = 0         # steps between checkpoints; 0: as often as costs under 2 per cent
     past: str = ""              # history.jsonl of a run with the same seed: take its scratch runs
-    # composition
+    # extra runs, and composition
+    scratch: float = 1.0        # length of extra runs, and of their text, as a share of this run's
     prior: str = ""             # a mixture to begin with, or the method to learn it, in half runs
     first: float = 0.5          # with --prior: share of the main run trained on its mixture
     restart: str = "uniform"    # with --prior: where the method starts, uniform (paper) or prior
@@ -127,6 +128,7 @@ class Config:
         self.require("micro_batch", self.micro_batch <= self.batch, f"at most --batch {self.batch}")
         self.require("steps", self.steps * self.batch < WINDOWS, f"below {WINDOWS:.0e} / --batch")
         self.require("max_epochs", 0 <= self.max_epochs < math.inf, "above 0, or 0 for no limit")
+        self.require("scratch", 0 < self.scratch <= 1, "a share of the run, above 0 to 1")
         self.require("first", 0 <= self.first <= 1, "a share of the run, 0 to 1")
         self.require("restart", self.restart in ("uniform", "prior"), "uniform or prior")
 
@@ -187,8 +189,9 @@ class Run:
             model.load_pythia(self.model, config.init)
         self.model.to(trainer.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
+        share = 1.0 if name == "main" else config.scratch
         self.sampler = data.Sampler(corpus.train, corpus.groups, shape.window, config.batch,
-                                    config.seed)
+                                    config.seed, share)
 
         matrices = [weight for weight in self.model.parameters() if weight.dim() == 2]
         vectors = [weight for weight in self.model.parameters() if weight.dim() < 2]
@@ -910,7 +913,7 @@ MAY_CHANGE = (*IDLE, "threads", "device", "compile", "micro_batch")
 # flags that the scratch runs of --past do not depend on
 NOT_OF_SCRATCH_RUNS = (*IDLE, "method", "prior", "max_epochs")
 # flags that make a mixture, and none for uniform sampling
-OF_MIXTURE = ("method", "past", "prior", "first", "restart")
+OF_MIXTURE = ("method", "past", "prior", "first", "restart", "scratch")
 
 
 def flag(name):
@@ -1010,7 +1013,8 @@ def train_in(out, config, settings, corpus, flags):
     sizes = [len(tokens) for tokens in corpus.train]
     history = aioli.History(corpus.groups, sizes, config.batch, seed=config.seed,
                             warmup=config.warmup, window=trainer.shape.window,
-                            bytes_per_token=corpus.bytes_per_token("val"))
+                            bytes_per_token=corpus.bytes_per_token("val"),
+                            scratch=config.scratch)
     method = program(config, settings, history)
     known = scratch_runs(config, corpus.digest) if config.past else []
 
@@ -1031,6 +1035,8 @@ def train_in(out, config, settings, corpus, flags):
         check_steps(config, history)
         if known and not keeper.taken_over() and not past:
             print(f"note: --past changed nothing: {config.method} asked for none of its runs")
+        if config.scratch < 1 and not set(steps_taken(history.rows)) - {"main"}:
+            print(f"note: --scratch changed nothing: {config.method} has no extra runs")
         result = summarise(config, settings, trainer, history, wall)
         report(result)
         keeper.finish(result)

@@ -66,10 +66,11 @@ def texts_of(corpus, group, tmp_path):
     return {split: decode(getattr(corpus, split)[j].tolist()) for split in data.SPLITS}
 
 
-def sampler(sizes=(501, 333, 1000), names=None, window=10, batch=4, seed=0):
+def sampler(sizes=(501, 333, 1000), names=None, window=10, batch=4, seed=0, share=1.0):
     """Groups of consecutive numbers: a window's first token says which window it is."""
     names = names or [f"g{j}" for j in range(len(sizes))]
-    return Sampler([np.arange(n, dtype=np.uint16) for n in sizes], names, window, batch, seed)
+    tokens = [np.arange(n, dtype=np.uint16) for n in sizes]
+    return Sampler(tokens, names, window, batch, seed, share)
 
 
 def draw(s, p, steps):
@@ -123,6 +124,19 @@ def test_a_large_epoch_has_each_window_once_in_parts_that_span_the_text(count, p
     assert all(len(order) == part for order in orders[:-1])
     if part >= 20:
         assert all(np.ptp(order) > count / 2 for order in orders[:-1])
+
+
+@given(st.floats(.001, 1), st.integers(11, 3000), st.integers(0, 3))
+def test_a_share_of_a_text_is_evenly_spaced_windows_that_repeat_as_the_whole_does(
+        share, tokens, seed):
+    s = sampler((tokens, 501), batch=1, seed=seed, share=share)
+    there = (tokens - 1) // 10
+    n = max(1, int(share * there))
+    drawn = starts(draw(s, [1, 0], 2 * n), 0)
+    assert sorted(drawn[:n]) == sorted(drawn[n:]) and s.epochs[0] == 2
+    gaps = np.diff(sorted(drawn[:n])) / 10
+    assert len(set(drawn)) == n and max(drawn) <= 10 * (there - 1) and min(drawn) == 0
+    assert all(abs(gap - 1 / share) < 1 for gap in gaps)
 
 
 def test_parts_of_an_epoch_have_orders_of_their_own(monkeypatch):

@@ -20,7 +20,7 @@ from aioli import METHODS, History, Peek, Train, Update, probe_counts
 from worlds import (NAMES, Exact, Linear, Scripted, Static, aioli_on, differ, doge_weights,
                     doremi_weights, drive, freely, gradient_signals, grape_mixtures, history,
                     matrices, measure, mixtures_of, rng_of, same, seeds, sizes, skillit_weights,
-                    softmax, steps_of, swapped, tables)
+                    softmax, steps_of, swapped, tables, weights_of)
 
 torch.set_num_threads(1)                                            # the fits are small
 
@@ -1019,8 +1019,8 @@ EXTRA = dict(               # extra runs of the shipped methods, in full lengths
     aioli_ood={}, perplexity_weighted={}, odm={}, grape={}, aioli={}, horizon={}, ado={})
 
 
-def run(method, T, m=4, world=None, **settings):
-    h = history(m)
+def run(method, T, m=4, world=None, scratch=1.0, **settings):
+    h = history(m, scratch=scratch)
     drive(METHODS[method](h, T, **settings), world or Linear(A4[:m, :m]), h)
     return h
 
@@ -1034,25 +1034,28 @@ def quickly():
 
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=8)
-@given(T=st.integers(330, 900))
-def test_every_method_trains_the_main_run_for_exactly_T_steps(method, T):
-    """And its scratch runs for as many as its docstring says."""
+@given(T=st.integers(330, 900), scratch=st.sampled_from([1., 1., 1 / 4, 1 / 7]))
+def test_every_method_trains_the_main_run_for_exactly_T_steps(method, T, scratch):
+    """And its scratch runs for as many as its docstring says, or for the share that is asked."""
     with quickly():
-        h = run(method, T)
+        h = run(method, T, scratch=scratch)
     steps = steps_of(h)
     assert steps.pop("main") == T
     if method in EXTRA:
-        assert steps == {name: n * T for name, n in EXTRA[method].items()}
+        assert steps == {name: n * round(scratch * T) for name, n in EXTRA[method].items()}
     for p in [row.request.p for row in h.rows]:
         assert np.min(p) >= 0
         same(np.sum(p), 1)
 
 
 @pytest.mark.parametrize("method", ["doremi", "doge"])
-def test_a_proxy_knows_from_its_first_batch_how_long_it_will_be(method):
+@pytest.mark.parametrize("scratch, n", [(1., 7), (.3, 2), (.01, 1)])
+def test_a_proxy_knows_from_its_first_batch_how_long_it_will_be(method, scratch, n):
     """Its learning rate depends on it."""
-    asked = [row.request for row in run(method, 7).rows if isinstance(row.request, Peek)]
-    assert len(asked) == 7 and {request.total_steps for request in asked} == {7}
+    h = run(method, 7, scratch=scratch)
+    asked = [row.request for row in h.rows if isinstance(row.request, Peek)]
+    assert len(asked) == n and {request.total_steps for request in asked} == {n}
+    same(h.last.request.p, weights_of(h).mean(0))
 
 
 @given(st.integers(2, 4), st.integers(1, 9), st.integers(0, 500), st.integers(1, 3),
@@ -1208,11 +1211,12 @@ def test_the_share_of_a_prior_is_between_nothing_and_all_of_the_run(value):
 @pytest.mark.parametrize("prior", METHODS)
 @settings(max_examples=4)
 @given(T=st.integers(664, 1200), first=st.sampled_from([0., .25, .5]),
-       restart=st.sampled_from(["uniform", "prior"]))
+       restart=st.sampled_from(["uniform", "prior"]), scratch=st.sampled_from([1., .99]))
 def test_a_prior_is_learnt_on_half_length_scratch_runs_and_the_main_run_stays_at_T(
-        prior, T, first, restart):
+        prior, T, first, restart, scratch):
     """The paper's restricted setting; both restart rules."""
-    h = history(4)
+    h = history(4, scratch=scratch)
+    half = round(scratch * (T // 2))
     with quickly():
         drive(aioli.with_prior(h, T, aioli.aioli, METHODS[prior], first, restart), Linear(A4), h)
     steps = steps_of(h)
@@ -1221,12 +1225,12 @@ def test_a_prior_is_learnt_on_half_length_scratch_runs_and_the_main_run_stays_at
     if prior in EXTRA:
         assert set(steps) >= {f"prior-{name}" for name in EXTRA[prior]}
         for name, n in steps.items():
-            assert n == T // 2 * EXTRA[prior].get(name.removeprefix("prior-"), 1)
+            assert n == half * EXTRA[prior].get(name.removeprefix("prior-"), 1)
     main = [row.request for row in h.trained()]
     assert main[0].steps == round(first * T)
     same(main[1].p, .25 if restart == "uniform" else main[0].p)     # where Aioli starts
-    scratch = [row.request for row in h.trained("prior-main")]
-    assert all(request.total_steps == T // 2 for request in scratch)
+    asked = [row.request for row in h.trained("prior-main")]
+    assert all(request.total_steps == half for request in asked)
 
 
 @pytest.mark.parametrize("prior", ["stratified", "natural", "grid", "doremi", "doge"])

@@ -535,6 +535,20 @@ def test_past_runs_that_nobody_asks_for_are_told(tmp_path, capsys):
     assert "--past changed nothing" not in capsys.readouterr().out
 
 
+def test_short_extra_runs_read_their_share_of_the_text_and_repeat_as_the_long_run(tmp_path, capsys):
+    """So what is learnt in an eighth of the steps is of as many epochs."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "put_aside", lambda self, run: seen.append(run))
+        result, _ = run(tmp_path, "grid", settings={"points": 3}, steps=160, scratch=.125)
+    epochs = {run.name: sum(run.sampler.epochs) for run in seen}
+    assert result["steps"] == 160 and result["extra_steps"] == 3 * 20
+    assert [epochs[f"sweep-{i}"] for i in range(3)] == pytest.approx([epochs["main"]] * 3, rel=.03)
+    assert "--scratch changed nothing" not in capsys.readouterr().out
+    run(tmp_path, "natural", steps=10, scratch=.125, name="natural")
+    assert "--scratch changed nothing: natural has no extra runs" in capsys.readouterr().out
+
+
 def test_runs_that_others_go_on_with_are_not_taken_over(tmp_path):
     """DoReMi's proxy is scored with the reference model itself, not with its losses."""
     for method in ("doremi", "doge"):
@@ -1070,6 +1084,9 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     (["--group-field", "source"], "has no file with fields (not read, as files of", 2),
     (["--groups", ""], "two groups", 2),
     (["--first", ".3"], "changes nothing without --prior", 2),
+    (["--scratch", "0"], "--scratch 0.0 must be a share", 2),
+    (["--scratch", "1.5"], "--scratch 1.5 must be a share", 2),
+    (["--scratch", "nan"], "--scratch nan must be a share", 2),
     (["--method", ""], "unknown method", 2),
     (["--wait", ".5", "--last", ".4"], "nothing is forecast", 2),
 ])

@@ -16,9 +16,9 @@ from aioli import History, Peek, Train, Update
 NAMES = "abcdefghijklmnopqrstuvwxyz"
 
 
-def history(m, batch=8, sizes=None, seed=0, warmup=.1, window=16):
+def history(m, batch=8, sizes=None, seed=0, warmup=.1, window=16, scratch=1.0):
     sizes = np.arange(1., m + 1) if sizes is None else sizes
-    return History(NAMES[:m], sizes, batch, seed, warmup=warmup, window=window)
+    return History(NAMES[:m], sizes, batch, seed, warmup=warmup, window=window, scratch=scratch)
 
 
 def drive(method, world, h, past=()):
