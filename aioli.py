@@ -1167,8 +1167,7 @@ def search(P, L, prior, objective="loss", weights=None, draws=100_000, best=128)
     fit_trees.
     """
     w = np.full(L.shape[1], 1 / L.shape[1]) if weights is None else np.asarray(weights, float)
-    if objective == "perplexity" and w.min() < 0:
-        raise ValueError("a weight below 0 is for losses; minimise --objective loss")
+    check_form(objective, w)
     values = L @ w if objective == "loss" else np.array([log_sum_exp(losses, w) for losses in L])
     law = fit_trees(P, values[:, None])
 
@@ -1375,11 +1374,14 @@ def capped(h, steps, program, epochs):
 # --- How a law is minimised.
 
 
-def check_form(objective):
-    """Raise ValueError for an objective that needs to know the groups, which a law does not."""
+def check_form(objective, w=1.0):
+    """Raise ValueError for an objective that needs to know the groups, which a law does not, or for
+    perplexity with a weight below 0: their sum has no logarithm."""
     if objective not in FORMS:
         raise ValueError(f"--objective {objective!r} is neither loss nor perplexity, which are all "
                          "that a law knows; give weights of the losses")
+    if objective == "perplexity" and np.min(w) < 0:
+        raise ValueError("a weight below 0 is for losses; minimise --objective loss")
 
 
 def check_floor(floor, m):
@@ -1403,12 +1405,10 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior
     and keeps the best.  prior: (m,), all above 0, default uniform.  caps: (m,), default none.
     Raises ValueError, also where the caps do not add up to 1.
     """
-    check_form(objective)
     check(kl=kl)
     check_floor(floor, law.m)
     w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
-    if objective == "perplexity" and w.min() < 0:
-        raise ValueError("a weight below 0 is for losses; minimise --objective loss")
+    check_form(objective, w)
     prior = np.full(law.m, 1 / law.m) if prior is None else check_prior(prior, law.m)
     room = 1 - law.m * floor                                            # p = floor + room * share
     caps = (np.full(law.m, np.inf) if caps is None else np.asarray(caps, float) - floor) / room
