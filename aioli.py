@@ -10,8 +10,7 @@ Optimization (LMO):
 They differ in where A^t comes from and in how they solve. Here a method is a short generator: it
 yields a request (train on this mixture, measure this signal), receives what was measured, and is
 otherwise the paper's pseudocode in order. The training loop is elsewhere (train.py, or yours). This
-file needs numpy alone, and torch only for the fits of `dml`, `power` and `olmix`,
-LightGBM for `regmix`.
+file needs numpy; the fits of `dml`, `power` and `olmix` need torch, `regmix` LightGBM.
 
     history = History(groups=["code", "law"], sizes=[9e6, 4e6], batch=8)
     method = aioli(history, steps=1000)
@@ -22,27 +21,28 @@ LightGBM for `regmix`.
 `x = yield request` hands out a request and goes on with its reply as x. `x = yield from other(...)`
 runs another generator in place and takes what it returns.
 
-How to read it. Part one is the paper, top to bottom: requests and History; the update, `egd` and
-`lmo_step`; then where A comes from: nowhere (`stratified`), a law of whole runs (`dml`), extra runs
-(`skillit`, `doremi`, `doge`), probes inside the run (`aioli_rounds`, Aioli as published), a law of
-the run's own losses (`aioli`, the default). Part two has methods beyond the paper, each on its own.
-Part three is what they share: settings and objectives, caps, how laws are minimised and fitted, and
-one method on top of another. Notation:
+How to read it. Part one is the paper, and `aioli`, top to bottom: requests and History; the update,
+`egd` and `lmo_step`; then where A comes from: nowhere (`stratified`), whole runs (`grid` and `dml`,
+which fits a law to them), extra runs (`skillit`, `doremi`, `doge`), probes inside the run
+(`aioli_rounds`, Aioli as published), a law of the run's own losses (`aioli`, the default). Part two
+has methods beyond the paper, each on its own. Part three is what they share: settings, caps, how
+laws are minimised and fitted, and one method on top of another. Notation:
 
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
-    p      mixture, (m,), on the simplex: share of training windows taken from each group
+    p      mixture, (m,), on the simplex: share of training windows (pieces of text, all of as many
+           tokens) taken from each group
     L      validation loss, (m,), nats per token
     A      (m, m), A[i, j] > 0: training on group j lowers loss i
     s      scores, (m,): column sums of A, what one more unit of group j takes off the total loss
     eta    step size of the exponentiated-gradient step, 1 / (unit of s)
-    n, R   losses, where there may be more or less than m of them; finished runs
+    n, R   in shapes only: losses, where they need not be m; finished runs
 """
 import warnings
 from typing import NamedTuple
 
 import numpy as np
 
-# === Part one: the framework, and the methods of the paper.
+# === Part one: the framework, the methods of the paper, and aioli, ours.
 
 # --- What a method may ask for. `on` names the run: "main", or any other name for a scratch model,
 # --- which starts from main's initial weights and counts as extra cost.
@@ -95,6 +95,11 @@ class Row(NamedTuple):
     windows: np.ndarray         # (m,) training windows that this request consumed, per group
     lr: float = 0.0             # learning rate of the step to come
     seconds: float = 0.0
+
+
+def finite(x):
+    """Where x is a number to reckon with: not NaN, and not so large that its square overflows."""
+    return np.abs(np.asarray(x, float)) < 1e100
 
 
 class History:
@@ -222,11 +227,6 @@ class History:
 # --- The update of the online methods, and small tools.
 
 
-def finite(x):
-    """Where x is a number to reckon with: not NaN, and not so large that its square overflows."""
-    return np.abs(np.asarray(x, float)) < 1e100
-
-
 def egd(p, s, eta):
     """The exponentiated-gradient step, LMO's online solver: q_j = p_j exp(eta s_j) / Z.
 
@@ -267,6 +267,47 @@ def split(steps, rounds):
     return np.diff(np.arange(rounds + 1) * steps // rounds).tolist()
 
 
+# --- What is made small: an average of the losses, or of the perplexities.
+
+FORMS = ("loss", "perplexity")  # what is averaged, with weights; other objectives are weights
+
+
+def what_counts(h, objective):
+    """An --objective as one of FORMS and the weights of the groups, (m,), of mean 1.
+
+    `loss` and `perplexity` weigh all alike. `bits`, per byte, are L_i / (ln 2 * bytes per token of
+    group i): a loss with weights in inverse proportion to these bytes. 2+1+1 are weights of the
+    losses, in the order of the groups. Raises ValueError, also for bits where the History does not
+    know the bytes.
+
+    >>> what_counts(History("ab", sizes=[1, 1], batch=8), "3+1")
+    ('loss', array([1.5, 0.5]))
+    """
+    check(objective=objective)
+    if objective in FORMS:
+        return objective, np.ones(h.m)
+    if objective != "bits":
+        w = parse_mixture(objective, h.groups, "--objective")
+    elif h.bytes_per_token is None:
+        raise ValueError("--objective bits is per byte: say how many a token has in each group, "
+                         "History(bytes_per_token=...)")
+    else:
+        w = 1 / h.bytes_per_token
+    return "loss", w / w.mean()
+
+
+def goal(L, form, w):
+    """What is made small: sum_i w_i L_i, or log sum_i w_i exp(L_i), which is least where the sum of
+    perplexities is, and does not overflow. L, w: (n,) -> a number."""
+    return w @ L if form == "loss" else L.max() + np.log(w @ np.exp(L - L.max()))
+
+
+def importance(L, form, w=1.0):
+    """What a fall of each loss is worth, the slope of `goal` but for a factor, (m,) -> (m,)."""
+    tame = L - max(np.max(L) - 300, 0)                  # exp(710) is no number; only ratios matter
+    return w * (np.exp(tame) if form == "perplexity" else np.ones_like(L))
+
+
 # --- The methods; first, the one that measures nothing. Keyword arguments are settings; train.py
 # --- makes command-line flags of them.
 
@@ -281,7 +322,7 @@ def stratified(h, steps):
 
 # --- Static methods (T = 1): a sweep of whole runs, then the best of them, or the minimum of a law
 # --- of their final losses. A law is called on any (..., m) array of mixtures, and `gradient(p)` is
-# --- minus its A at p.
+# --- minus its A at p, as if sigma were the identity.
 
 
 def cover(m, runs, rng):
@@ -308,8 +349,8 @@ def sweep(h, steps, points, least=1):
     """Scratch runs on a cover of the simplex, `points` but at least `least`.
 
     Returns mixtures and final losses, (points, m) each, of those that did not diverge: at least
-    `least`, or ValueError. The mixtures do not depend on the seed, so grid, dml and power, and all
-    their seeds, share them.
+    `least`, or ValueError. The mixtures do not depend on the seed, so all seeds share them, and up
+    to 8 groups all methods with as many points.
     """
     check(points=points)
     check(points=least)
@@ -331,8 +372,7 @@ def grid(h, steps, points=9, objective="loss"):
     """
     form, w = what_counts(h, objective)
     P, L = yield from sweep(h, steps, points)
-    tame = np.minimum(L - max(L.max(1).min() - 300, 0), 700)        # as in `importance`
-    best = weigh(tame, form, w).mean(1).argmin()
+    best = np.argmin([goal(losses, form, w) for losses in L])
     yield Train(P[best], steps)
 
 
@@ -392,8 +432,8 @@ def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
 def propose(law, P, objective="loss", weights=None, kl=0.0, prior=None):
     """The best mixture by a law fitted to runs P (R, m), of those where runs have been -> p (m,).
 
-    No group gets more than the most that any run gave it, nor less than the least that any run gave
-    one (or half of 1/m, if that is less): beyond, a law says what nobody has seen.
+    No share is above the largest that its group had in any run, nor below the smallest share of all
+    (or half of 1/m, if that is less): beyond, a law says what nobody has seen.
     weights: (n,) of the losses, scaled here so that kl is in nats of their average; default equal.
     objective, kl, prior: as for solve_static.
     """
@@ -423,7 +463,7 @@ def skillit(h, steps, rounds=10, eta=.2, window=3):
     """Skill-It (arXiv 2307.14430): A^t[i, j] = L_i^t G[i, j], G measured once, before the run.
 
     p^{t+1} = lmo_step(uniform, A^t + ... + A^{t-window+1}, eta), and p^1 = lmo_step(uniform, G,
-    eta). Only a window over all rounds accumulates; in LMO the windowed form is a step from the
+    eta). A window of all rounds is the step that adds up; a shorter one is, in LMO, a step from the
     last p with A^t - A^{t-window}. Extra cost: m full runs. Paper: eta .2, window 3, a round every
     500 of 5,000 steps. The window sums losses, as the release, and counts rounds; the release
     counts evaluations, and evaluates after the first step of a round where we do after its last:
@@ -442,7 +482,7 @@ def skillit(h, steps, rounds=10, eta=.2, window=3):
         p = lmo_step(h.uniform, A, eta)
         L = yield Train(p, n, A=A)
         losses.append(L)
-        A = G * np.sum(losses[-window:], axis=0)[:, None]               # (m, m)
+        A = G * np.sum(losses[-window:], axis=0)[:, None]               # the docstring's sum
 
 
 def doremi(h, steps, eta=1.0, smoothing=1e-3):
@@ -482,7 +522,7 @@ def doge(h, steps, mu=.05, cap=5.0):
     """DoGE (arXiv 2310.15393): A^t[i, j] = <gradient of held-out loss i, of loss j>.
 
     Each step of a proxy run, as released: the group gradients and the mean target gradient are
-    clipped to norm 1; score_j = lr * mean_i A[i, j] / (mean norm), cut to [0, cap * lr];
+    clipped to norm 1; score_j = lr * mean_i A[i, j] / (mean clipped norm), cut to [0, cap * lr];
     w <- egd(w, score, 1 / mu). The main run samples the average of w. LMO keeps the step on A and
     drops the cuts, the norm and the average. Extra cost: 1 full run with twice the gradients, a
     backward pass per group over its own share of the batch.
@@ -526,8 +566,8 @@ def normalise(A):
     """Aioli's scale-free A: lift so that no entry is negative, then divide by the sum.
 
     The lift keeps the order of the column sums but not their ratios. The division makes them sum to
-    1, so that one step moves log-odds by at most eta. All entries 0 then: zeros, "no update" (the
-    release divides 0 by 0).
+    1, so that one step moves log-odds by at most eta. If all entries are 0 by then, they stay so:
+    "no update" (the release divides 0 by 0).
     """
     A = A - min(A.min(), 0)
     return A / A.sum() if A.sum() != 0 else np.zeros_like(A)            # NaN stays: see lmo_step
@@ -645,24 +685,6 @@ def aioli_rounds(h, steps, rounds=10, eta=.2, ema=0.0, f=.75, sweeps=2, probe=4,
         yield Train(p, n - probe_steps, A=A)
 
 
-def check_probes(h, arms, steps, rounds, f, sweeps, probe):
-    """Raise ValueError where probes do not fit into a round, or do not tell groups apart.
-
-    Returns the steps of a round that are probes.
-    """
-    if len(arms) < 2:
-        raise ValueError("aioli needs at least two groups to train on; give more, or a mixture to "
-                         "start from that leaves more of them in")
-    probe_counts(arms, h.m, f, probe * h.batch)
-    probe_steps = sweeps * probe * len(arms)
-    shortest = min(split(steps, rounds))
-    if shortest < probe_steps:
-        raise ValueError(f"probes: {steps} steps in {rounds} rounds leave {shortest} a round, but "
-                         f"probing takes {sweeps * probe} for each of {len(arms)} groups; "
-                         f"raise --steps to {rounds * probe_steps}")
-    return probe_steps
-
-
 PUBLISHED = {                   # by groups; a round is 5,000 steps / 20, for seven 40,000 / 200
     2: dict(round=250, eta=.2, ema=.1, f=.625, sweeps=4, probe=4),
     3: dict(round=250, eta=.1, ema=.5, f=.5, sweeps=4, probe=6),
@@ -672,7 +694,7 @@ PUBLISHED = {                   # by groups; a round is 5,000 steps / 20, for se
 
 def published(m, steps, ema=False):
     """Settings of the paper's scripts for the nearest number of groups, with rounds as long as
-    theirs, or their probes -> keyword arguments of aioli_rounds."""
+    theirs, or as a round's probes where these take longer -> keyword arguments of aioli_rounds."""
     settings = dict(PUBLISHED[min(PUBLISHED, key=lambda known: abs(known - m))])
     probes = settings["sweeps"] * settings["probe"] * m
     settings["rounds"] = max(1, steps // max(settings.pop("round"), probes))
@@ -727,8 +749,8 @@ class Forecast(NamedTuple):
         L_i(p) = c_i + b_i / sqrt(E_i(p))
         E_i(p) = (1 - o_i) (n_i + (1 - d) p_i) + o_i p_i,       d = sum of n
 
-    n_i is what the run has read of group i, and d of all, as a share of the whole run. A law of
-    tokens alone forgets that models forget: a part o_i of what is known lasts only while the group
+    n_i is what the run has read of group i, and d of all, as a share of the whole run. Tokens alone
+    do not decide a loss, as models forget: a part o_i of what is known lasts only while the group
     keeps its share, as if all of the run had had the present mixture. b >= 0 and 0 <= o <= 1, so
     every L_i is convex in p. Why this form: paper/README.md.
     """
@@ -781,8 +803,8 @@ def aioli(h, steps, rounds=25, wait=.16, last=.4, eta=.5, objective="perplexity"
     wait: share of the run before a forecast.
     last: share of the run after which the mixture is fixed.  eta: step size, per group.
     objective: perplexity, loss, bits (per byte), or weights of the groups, as 2+1+1.
-    Raises ValueError if fewer than three validations come from four fifths of the warm-up on to the
-    first forecast.
+    Raises ValueError unless a round ends from `wait` to `last`, and three validations come by then
+    after four fifths of the warm-up.
     """
     check(rounds=rounds, wait=wait, last=last, eta=eta)
     form, w = what_counts(h, objective)
@@ -803,7 +825,7 @@ def forecasting(h, steps, rounds, wait, last, step, p):
     planned = sum(ends <= last * steps)
     check_validations(h, steps, parts, first=sum(ends < wait * steps), planned=planned)
 
-    windows_before = sum(row.windows.sum() for row in h.trained())      # of a prior
+    windows_before = sum(row.windows.sum() for row in h.trained())      # where with_prior trained
     total_windows = windows_before + steps * h.batch
     A = None
     for done, n in zip(ends[:planned], parts[:planned]):
@@ -812,21 +834,6 @@ def forecasting(h, steps, rounds, wait, last, step, p):
             law = forecast_end(h, total_windows)
             p, A = step(law, p)
     yield Train(p, steps - sum(parts[:planned]), A=A)
-
-
-def check_validations(h, steps, parts, first, planned):
-    """Raise ValueError if the first forecast, after round `first`, is too late or too early."""
-    if first >= planned:
-        raise ValueError("no round ends from --wait to --last, so that nothing is forecast; raise "
-                         "--rounds or --last")
-    windows = [row.windows.sum() for row in h.trained()]                # with a prior, of its part
-    total_windows = sum(windows) + steps * h.batch
-    windows += [n * h.batch for n in parts[:first + 1]]
-    count = past_warmup(h.warmup, np.cumsum(windows) / total_windows).sum()
-    if count < 3:
-        raise ValueError(f"{len(parts)} rounds give {count} validations up to the first "
-                         "forecast, which needs 3 (those in the warm-up do not count); "
-                         "raise --rounds or --wait, or lower --warmup")
 
 
 # === Part two: methods beyond the paper, each on its own.
@@ -1044,10 +1051,9 @@ def learning_speed(h, total_windows):
     if L[ready].min() < 0:
         raise ValueError(f"ado needs losses of 0 or more, not of {L[ready].min():.4g}")
     a = np.linspace(.01, .8, 80)[:, None, None]
-    c, b, F = fit_line((n[ready, None] / n[-1]) ** -a, L[ready])        # F (80, t, 1), 1 at the end
-    squared_errors = ((c[:, None] + b[:, None] * F - L[ready]) ** 2).sum(1)         # (80, m)
+    _, b, squared_errors = fit_line((n[ready, None] / n[-1]) ** -a, L[ready])       # (80, m) each
     best, group = squared_errors.argmin(0), np.arange(h.m)
-    return np.maximum(a[best, 0, 0], .05) * b[best, group]
+    return np.maximum(a[best, 0, 0], .05) * b[best, group]                          # n^-a is 1 now
 
 
 # --- Static: other laws, and other ways to their minimum.
@@ -1168,7 +1174,7 @@ def search(P, L, prior, objective="loss", weights=None, draws=100_000, best=128)
     """
     w = np.full(L.shape[1], 1 / L.shape[1]) if weights is None else np.asarray(weights, float)
     check_form(objective, w)
-    values = L @ w if objective == "loss" else np.array([log_sum_exp(losses, w) for losses in L])
+    values = np.array([goal(losses, objective, w) for losses in L])
     law = fit_trees(P, values[:, None])
 
     floor = min(P.min(), .5 / P.shape[1])
@@ -1194,45 +1200,7 @@ def import_lightgbm():
 
 # === Part three: what methods share. (Skip it at first.)
 
-# --- What is minimised, and the settings of methods.
-
-FORMS = ("loss", "perplexity")  # what is averaged, with weights; other objectives are weights
-
-
-def what_counts(h, objective):
-    """An --objective as one of FORMS and the weights of the groups, (m,), of mean 1.
-
-    `loss` and `perplexity` weigh all alike. `bits`, per byte, are L_i / (ln 2 * bytes per token of
-    group i): a loss with weights in inverse proportion to these bytes. 2+1+1 are weights of the
-    losses, in the order of the groups. Raises ValueError, also for bits where the History does not
-    know the bytes.
-
-    >>> what_counts(History("ab", sizes=[1, 1], batch=8), "3+1")
-    ('loss', array([1.5, 0.5]))
-    """
-    check(objective=objective)
-    if objective in FORMS:
-        return objective, np.ones(h.m)
-    if objective != "bits":
-        w = parse_mixture(objective, h.groups, "--objective")
-    elif h.bytes_per_token is None:
-        raise ValueError("--objective bits is per byte: say how many a token has in each group, "
-                         "History(bytes_per_token=...)")
-    else:
-        w = 1 / h.bytes_per_token
-    return "loss", w / w.mean()
-
-
-def weigh(L, form, w=1.0):
-    """What is averaged over groups: the losses L times w, or their perplexities exp(L) times w."""
-    return w * np.exp(L) if form == "perplexity" else w * L
-
-
-def importance(L, form, w=1.0):
-    """The derivative of `weigh`: what a fall of each loss is worth, (m,) -> (m,)."""
-    tame = L - max(np.max(L) - 300, 0)                  # exp(710) is no number; only ratios matter
-    return w * (np.exp(tame) if form == "perplexity" else np.ones_like(L))
-
+# --- Settings of methods.
 
 LIMITS = {                      # least and largest value of a setting, whichever method has it
     "alpha": (-100, 100), "points": (1, 200), "rounds": (1, np.inf), "window": (1, np.inf),
@@ -1255,6 +1223,39 @@ def check(**settings):
         if not (least <= value <= most and value < np.inf):             # NaN is neither
             allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
             raise ValueError(f"--{name} {value} is out of range; it must be {allowed}")
+
+
+def check_probes(h, arms, steps, rounds, f, sweeps, probe):
+    """Raise ValueError where probes do not fit into a round, or do not tell groups apart.
+
+    Returns the steps of a round that are probes.
+    """
+    if len(arms) < 2:
+        raise ValueError("aioli needs at least two groups to train on; give more, or a mixture to "
+                         "start from that leaves more of them in")
+    probe_counts(arms, h.m, f, probe * h.batch)
+    probe_steps = sweeps * probe * len(arms)
+    shortest = min(split(steps, rounds))
+    if shortest < probe_steps:
+        raise ValueError(f"probes: {steps} steps in {rounds} rounds leave {shortest} a round, but "
+                         f"probing takes {sweeps * probe} for each of {len(arms)} groups; "
+                         f"raise --steps to {rounds * probe_steps}")
+    return probe_steps
+
+
+def check_validations(h, steps, parts, first, planned):
+    """Raise ValueError if the first forecast, after round `first`, is too late or too early."""
+    if first >= planned:
+        raise ValueError("no round ends from --wait to --last, so that nothing is forecast; raise "
+                         "--rounds or --last")
+    windows = [row.windows.sum() for row in h.trained()]                # where with_prior trained
+    total_windows = sum(windows) + steps * h.batch
+    windows += [n * h.batch for n in parts[:first + 1]]
+    count = past_warmup(h.warmup, np.cumsum(windows) / total_windows).sum()
+    if count < 3:
+        raise ValueError(f"{len(parts)} rounds give {count} validations up to the first "
+                         "forecast, which needs 3 (none in four fifths of the warm-up counts); "
+                         "raise --rounds or --wait, or lower --warmup")
 
 
 def shares_in(text):
@@ -1414,7 +1415,7 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior
     caps = (np.full(law.m, np.inf) if caps is None else np.asarray(caps, float) - floor) / room
 
     def total(p, L):
-        height = w @ L if objective == "loss" else log_sum_exp(L, w)
+        height = goal(L, objective, w)
         return height + kl * p @ np.log(p / prior) if kl else height
 
     def value(share):                                                # arcsinh: tame, same minimum
@@ -1439,11 +1440,6 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior
             raise ValueError("the law gives no finite number to minimise; fit it to other runs")
         ends = [descend(value, slope, start, caps) for start in (first, *corners[:starts - 1])]
         return floor + room * min(ends, key=value)
-
-
-def log_sum_exp(L, w):
-    """log sum_i w_i exp(L_i): least where the sum is, and it does not overflow."""
-    return L.max() + np.log(w @ np.exp(L - L.max()))
 
 
 def descend(value, slope, p, caps, iterations=1000):
@@ -1681,25 +1677,21 @@ def fit_forecast(n, share, losses):
         raise ValueError(f"a forecast is of losses, 0 or more, not of {L.min():.4g}")
     o = np.linspace(0, 1, 11)[:, None, None]                            # (11, 1, 1)
     effective = (1 - o) * n + o * n.sum(1, keepdims=True) * share       # (11, t, m)
-    c, b, F = fit_line(np.maximum(effective, 1e-4) ** -.5, L)
-
-    squared_errors = ((c[:, None] + b[:, None] * F - L) ** 2).sum(1)    # (11, m)
+    c, b, squared_errors = fit_line(np.maximum(effective, 1e-4) ** -.5, L)          # (11, m) each
     misfit = squared_errors / validation_noise(L) + ((o[:, 0] - .3) / .3) ** 2
     best, group = misfit.argmin(0), np.arange(L.shape[1])
     return Forecast(c[best, group], b[best, group], o[best, 0, 0], n[-1])
 
 
 def fit_line(F, L):
-    """L = c + b F by least squares over validations, b and c >= 0: F (11, t, m), L (t, m).
-
-    Returns c, b (11, m) and F.
-    """
+    """L = c + b F by least squares over t validations, b and c >= 0: F (k, t, m) or (k, t, 1), L
+    (t, m) -> c, b and the squared errors, (k, m) each."""
     f, y = F - F.mean(1, keepdims=True), L - L.mean(0)
     b = np.maximum((f * y).sum(1) / np.maximum((f * f).sum(1), 1e-12), 0)
     c = L.mean(0) - b * F.mean(1)
     through_origin = (F * L).sum(1) / (F * F).sum(1)                    # where c would be negative
-    b = np.where(c < 0, through_origin, b)
-    return np.maximum(c, 0), b, F
+    b, c = np.where(c < 0, through_origin, b), np.maximum(c, 0)
+    return c, b, ((c[:, None] + b[:, None] * F - L) ** 2).sum(1)
 
 
 def validation_noise(L):

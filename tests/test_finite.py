@@ -176,8 +176,8 @@ def test_grid_takes_the_best_of_the_runs_that_did_not_diverge(objective, value):
     assert [str(each.message) for each in told] == [
         "sweep-0 (a 0.1, b 0.9) diverged and is left out",
         "sweep-8 (a 0.9, b 0.1) diverged and is left out"]
-    best = {f"sweep-{k}": aioli.weigh(h.losses(f"sweep-{k}")[0], objective).mean()
-            for k in range(9) if f"sweep-{k}" not in lost}
+    left = {f"sweep-{k}": h.losses(f"sweep-{k}")[0] for k in range(9) if f"sweep-{k}" not in lost}
+    best = {on: (L if objective == "loss" else np.exp(L)).mean() for on, L in left.items()}
     [row] = h.trained(min(best, key=best.get))
     assert np.array_equal(h.last.request.p, row.request.p)
     assert not finite_of(h, "sweep-0") and not finite_of(h, "sweep-8")      # kept as they were

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given, strategies as st
 
 import aioli
-from aioli import (egd, fit_linear_dynamic, importance, lmo_step, normalise, probe_counts, weigh)
+from aioli import (egd, fit_linear_dynamic, goal, importance, lmo_step, normalise, probe_counts)
 from worlds import (NAMES, Linear, Scripted, Static, aioli_given, aioli_on, differ, doge_weights,
                     doremi_weights, drive, etas, freely, gradient_signals, grape_mixtures, history,
                     kl, matrices, measure, mixtures, mixtures_of, rng_of, same, scales, seeds,
@@ -933,11 +933,25 @@ def test_the_static_form_keeps_what_it_measured_first(data):
 
 @given(st.data(), st.sampled_from(["loss", "perplexity"]))
 def test_importance_is_the_derivative_of_what_is_averaged(data, objective):
+    """And of what is made small, but for a factor."""
     L, step = data.draw(tables(1, low=.1, high=6.))[0], 1e-6
-    slope = (weigh(L + step, objective) - weigh(L - step, objective)) / (2 * step)
-    same(importance(L, objective), slope, rtol=1e-7)
     w = data.draw(tables(1, len(L), low=0.))[0]
-    same(importance(L, objective, w), w * slope, rtol=1e-7)
+    same(importance(L, objective), np.exp(L) if objective == "perplexity" else 1)
+    slope = [goal(L + change, objective, w) - goal(L - change, objective, w)
+             for change in step * np.eye(len(L))]
+    found = importance(L, objective, w)
+    same(found / found.sum(), np.divide(slope, np.sum(slope)), rtol=1e-6, atol=1e-8)
+
+
+@given(st.data())
+def test_the_least_goal_is_the_least_average_and_is_a_number_where_that_overflows(data):
+    L = data.draw(tables(5, low=.1, high=6.))
+    w = data.draw(tables(1, L.shape[1], low=.1))[0]
+    for form, averages in (("loss", L @ w), ("perplexity", np.exp(L) @ w)):
+        found = np.array([goal(losses, form, w) for losses in L])
+        same(found if form == "loss" else np.exp(found), averages)
+        same([goal(losses + 900, form, w) for losses in L],
+             found + 900 * (w.sum() if form == "loss" else 1))
 
 
 MEASURING = ("aioli_rounds", "aioli_published", "grid", "dml", "power", "olmix", "aioli", "horizon")
@@ -973,8 +987,7 @@ def test_bits_are_the_losses_over_the_bytes_of_a_token_up_to_a_factor(data):
     L, b = data.draw(tables(2, low=.5))
     form, w = aioli.what_counts(aioli.History(range(len(L)), b, 8, bytes_per_token=b), "bits")
     bits = L / (np.log(2) * b)
-    weighed = weigh(L, form, w)
-    same(weighed / weighed.sum(), bits / bits.sum())
+    same(goal(L, form, w) / bits.sum(), np.log(2) * w[0] * b[0])
     same(importance(L, form, w) * b, np.full(len(L), w[0] * b[0]))
 
 
