@@ -51,12 +51,12 @@ import model
 
 
 def cosine(t):
-    """Share of the way from the last learning rate up to the peak, at share t of the decay."""
+    """What is left, at share t of the decay, of the peak rate above the last: from 1 to 0."""
     return (1 + math.cos(math.pi * t)) / 2
 
 
 def constant(t):
-    """As cosine, for a rate that keeps its peak and falls in the last fifth after warm-up only."""
+    """As cosine: 1 at first, then down in a line in the last fifth of what follows the warm-up."""
     return min(1, 5 * (1 - t))
 
 
