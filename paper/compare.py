@@ -31,14 +31,15 @@ import model
 import train
 from paper.figures import draw
 from paper.rows import (METHODS, STRATIFIED, Entry, longer, machine, parse_method, read_csv,
-                        row_of, run_folder, throughout, write_csv)
+                        row_of, run_folder, throughout, times_in_all, write_csv)
 from paper.tables import tabulate
 
 TRAIN = str(Path(train.__file__).resolve())
 QUICK = ("python+csv", "python+prose")
 PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
-SWEPT = ("grid", "dml", "power")            # they begin with the same sweep of scratch runs
-MOVING = ("skillit", "aioli_rounds", "aioli_published", "aioli", "horizon")     # during the run
+SWEPT = ("grid", "dml", "power", "olmix", "regmix")     # they begin with the same scratch runs
+MOVING = ("skillit", "aioli_rounds", "aioli_published", "perplexity_weighted", "odm", "grape",
+          "aioli", "horizon", "ado")        # they change the mixture during the run
 NOT_SHARED = ("method", "groups", "seed", "out", "cache", "resume", "runs", "past", "prior")
 ONLY_AFTER = ("first", "restart")           # flags of runs on top of a prior
 worker = threading.local()                  # .environment: what its processes get beside ours
@@ -112,8 +113,8 @@ def own_flags(job, needed, setup):
     if kind == "average":
         return ["--method", "fixed", "--mixture", mixture_flag(needed["realised_mixture"])]
     if kind == "longer":
-        times = dict(job.entry.settings)["times"]
-        return ["--method", method, "--steps", str(times * setup.config.steps)]
+        steps = round(dict(job.entry.settings)["times"] * setup.config.steps)
+        return ["--method", method, "--steps", str(steps)]
 
     flags = ["--method", method, *train.as_flags(dict(job.entry.settings))]
     if kind == "after":                     # learnt already; row_of counts what that cost
@@ -267,7 +268,7 @@ def longer_jobs(rows, lines, cells):
     """Uniform runs, in these cells, of as many steps as the methods of these lines took in all."""
     wanted = set()
     for entry, row in rows.items():
-        times = round(1 + row["extra_steps"] / row["steps"])
+        times = times_in_all(row)
         if entry.kind == "method" and entry.line in lines and times > 1:
             wanted.add((entry.groups, entry.seed, times))
     return [Job(longer(times)._replace(groups=groups, seed=seed))

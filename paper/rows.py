@@ -66,8 +66,13 @@ def throughout(prior):
 
 
 def longer(times):
-    """The line of uniform sampling for `times` as many steps."""
-    return Entry("longer", "stratified", (("times", times),))
+    """The line of uniform sampling for `times` as many steps, 10 or 2.125."""
+    return Entry("longer", "stratified", (("times", int(times) if times % 1 == 0 else times),))
+
+
+def times_in_all(row):
+    """Steps of a run and its extra runs, over its own."""
+    return round(1 + row["extra_steps"] / row["steps"], 4)
 
 
 def spell(value):
@@ -212,7 +217,10 @@ def read_entry(cells):
     if not cells["groups"] or int(cells["seed"]) < 0:
         raise ValueError("it does not say which groups and which seed")
     if cells["kind"] == "longer":
-        line = longer(int(numbers(cells["settings"])["times"]))
+        times = numbers(cells["settings"])["times"]
+        if not 1 < times < np.inf:
+            raise ValueError(f"it cannot be {times} times as long")
+        line = longer(times)
     else:
         line = parse_method(":".join([cells["method"], *cells["settings"].split()]))
     return line._replace(kind=cells["kind"], prior=cells["prior"], groups=cells["groups"],

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 import train
-from paper.rows import STRATIFIED, Entry, longer, ordered, read_csv, throughout
+from paper.rows import (STRATIFIED, Entry, longer, ordered, read_csv, throughout,
+                        times_in_all)
 
 LEGEND = ("Differences to stratified of the same seed, ± 95 % t-interval over seeds, bold if all "
           "of it is below 0; time: wall, stratified = 1.")
@@ -44,9 +45,8 @@ def interval(values):
 
 def partner_of(entry, row, against):
     """The run that one is held against, of the same data and seed; against: the kind of it."""
-    times = round(1 + row["extra_steps"] / row["steps"])
     lines = dict(method=STRATIFIED, control=CONTROL, average=entry._replace(kind="average"),
-                 longer=longer(times), throughout=throughout(entry.prior))
+                 longer=longer(times_in_all(row)), throughout=throughout(entry.prior))
     return lines[against]._replace(groups=entry.groups, seed=entry.seed)
 
 

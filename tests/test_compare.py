@@ -37,7 +37,7 @@ def lines(draw):
     if kind == "throughout":
         return throughout(draw(METHODS))
     if kind == "longer":
-        return longer(draw(st.integers(2, 99)))
+        return longer(draw(st.integers(2, 99) | st.sampled_from([1.125, 2.25, 9.3333])))
     method = draw(METHODS)
     settings = []
     for name, default in train.settings_of(aioli.METHODS[method]).items():
@@ -116,7 +116,8 @@ def test_no_two_lines_share_a_label(a, b):
     (parse_method("horizon:perplexity:reach=2"), "horizon:perplexity:reach=2"),
     (throughout("grid"), "half grid"), (after("aioli", "grid"), "aioli after grid"),
     (after("horizon:last=.6", "grid"), "horizon:last=0.6 after grid"),
-    (average_of("skillit:eta=30"), "average of skillit:eta=30"), (longer(3), "stratified x3")])
+    (average_of("skillit:eta=30"), "average of skillit:eta=30"), (longer(3), "stratified x3"),
+    (longer(3.), "stratified x3"), (longer(2.125), "stratified x2.125")])
 def test_labels_are_those_of_the_tables_published_so_far(line, label):
     assert line.label == label
 
@@ -337,6 +338,15 @@ def test_uniform_sampling_is_run_for_as_many_steps_as_the_methods_asked_for_took
     assert [job.entry for job in jobs] == [at(longer(3))]
     setup = compare.Setup(None, train.Config(steps=7), {}, 1)
     assert compare.own_flags(jobs[0], None, setup) == ["--method", "stratified", "--steps", "21"]
+
+
+def test_short_extra_runs_are_held_against_uniform_sampling_of_exactly_as_many_steps():
+    found = {at("dml"): row(20., extra=112.5), at("doge"): row(20., extra=12.5)}
+    jobs = compare.longer_jobs(found, [parse_method("dml"), parse_method("doge")], [("a+b", 0)])
+    assert [job.entry for job in jobs] == [at(longer(1.125)), at(longer(2.125))]
+    setup = compare.Setup(None, train.Config(steps=4000), {}, 1)
+    assert compare.own_flags(jobs[1], None, setup) == ["--method", "stratified", "--steps", "8500"]
+    assert tables.partner_of(at("dml"), found[at("dml")], "longer") == at(longer(2.125))
 
 
 def test_the_lines_asked_for_are_in_order_once_and_with_uniform_sampling():
