@@ -58,7 +58,7 @@ class Train(NamedTuple):
     on: str = "main"
     total_steps: int = 0        # length of a scratch run, for its learning rate; 0: this request
     probe: bool = False         # these steps are there to measure A (they still train the model)
-    A: np.ndarray = None        # the matrix behind p, for the record
+    A: np.ndarray = None        # A^t behind p, before an objective weighs its rows, for the record
 
 
 class Peek(NamedTuple):
