@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 
 import kill
@@ -422,25 +423,27 @@ def test_a_request_that_makes_no_sense_is_told_in_a_line(
 # --- Finite or stop ---
 
 
-def poison(monkeypatch, on, at, what="head"):
-    """The weights of a run become NaN after so many of its steps."""
+def poison(monkeypatch, on, at, times=float("nan")):
+    """The last weights of a run are multiplied by NaN, or by less, after so many of its steps."""
     original = train.Trainer.apply
 
     def apply(self, run):
         original(self, run)
         if run.name == on and run.step == at:
             with torch.no_grad():
-                run.model.head.weight[:] = float("nan")
+                run.model.head.weight *= times
 
     monkeypatch.setattr(train.Trainer, "apply", apply)
 
 
-def test_the_first_loss_that_is_not_finite_stops_a_run_and_says_where(tmp_path, monkeypatch):
-    poison(monkeypatch, "main", 7)
+@pytest.mark.parametrize("times, value", [(float("nan"), "nan"), (1e9, "[0-9.e+]{5,}")])
+def test_the_first_loss_that_is_not_finite_or_beyond_sense_stops_a_run_and_says_where(
+        tmp_path, monkeypatch, times, value):
+    poison(monkeypatch, "main", 7, times)
     with pytest.raises(train.Diverged) as stopped:
         run(tmp_path, steps=20)
-    assert str(stopped.value).startswith("run main, step 7: the training loss of cycle, words is "
-                                         "nan (the last good one: ")
+    assert re.match(rf"run main, step 7: the training loss of cycle, words is {value} \(the last "
+                    "good one: ", str(stopped.value))
     assert "at step 6); a lower --lr may help" in str(stopped.value)
     assert not (tmp_path / "out" / "result.json").exists()
 
