@@ -704,8 +704,9 @@ MUTANTS = {
          "            file.flush()\n            os.fsync(file.fileno())\n        part",
          "            file.flush()\n        part"),
         ("a part file is written through a link",
-         'with open(part, "xb") as file:',
-         'with open(path.with_name(path.name + ".part"), "wb") as file:'),
+         '    part.unlink(missing_ok=True)                                    '
+         '# of a process that was killed\n    try:\n        with open(part, "xb")',
+         '    try:\n        with open(part, "wb")'),
         ("a part file is left behind",
          "    except BaseException as error:\n        part.unlink(missing_ok=True)",
          "    except BaseException as error:\n        pass"),
