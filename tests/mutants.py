@@ -1244,4 +1244,5 @@ def test_the_suite_notices_when(file, what, line, instead, tmp_path):
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True,
                            timeout=900)
-    assert ended.returncode == 1, f"survived:\n{ended.stdout[-2000:]}"
+    was_noticed = ended.returncode == 1 or ended.returncode < 0     # or a signal ended the tests
+    assert was_noticed, f"survived:\n{ended.stdout[-2000:]}"

@@ -31,7 +31,7 @@ def stop_at(monkeypatch, tmp_path, count, method="stratified", **about):
 # --- Whatever ends it ---
 
 
-@pytest.mark.parametrize("number", train.SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_end_leaves_a_checkpoint_that_the_run_goes_on_from(
         tmp_path, monkeypatch, number):
     monkeypatch.setattr(signal, "SIGINT", number)               # what interrupt_at raises
@@ -220,6 +220,7 @@ LINE = ('{"verb": "Train", "p": [0.5, 0.5], "steps": 3, "on": "main", "at": 3, "
 @pytest.mark.parametrize("old, new", [
     ('"Train"', '"read_csv"'), ('"Train"', '"__init__"'), ('"Train"', "null"), (LINE, "[]"),
     (LINE, "{"), ('"share": [0.5, 0.5]', '"share": "half"'), (LINE, "\x00"), ('"lr"', '"rl"'),
+    ('"Train"', '"LogLinear", "c": [1], "t": [[1, 1]]'),        # which aioli.py has, but no verb
 ])
 def test_a_history_that_is_none_is_refused_in_one_line(tmp_path, old, new):
     path = tmp_path / "history.jsonl"
