@@ -215,6 +215,7 @@ def reading(folder, mixtures=MIXTURES, losses=LOSSES):
     (MIXTURES, LOSSES), OLMIX,
     (MIXTURES.replace(",", ";"), LOSSES.replace(",", "\t")),
     ("\ufeff" + MIXTURES, LOSSES.encode("utf-16")),
+    ("\ufefflaw,web,run\n.2,.8,1\n.5,.5,2\n.9,.1,3\n", LOSSES),
     (MIXTURES.replace(",", "\t").encode("utf-16"), b"\xfe\xff" + LOSSES.encode("utf-16-be")),
     (MIXTURES.replace("\n", "\r\n"), LOSSES.replace("\n", "\r")),
     ('"run","law", "web"\n"1",".2",".8"\n2, .5 ,5e-1\n\n  \n3,.9,.1', LOSSES + ",,\n"),
