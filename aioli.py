@@ -911,8 +911,8 @@ def odm(h, steps, rounds=50, ema=.9, released=False):
     exponential: p^t = (1 - m e_t) R / sum R + e_t, in LMO egd(uniform, log R, 1), so that a factor
     on R does not matter; it keeps adapting. Its e_t is a step older. Both are rules of a bandit,
     which sees, step by step, the training losses of what was drawn. Here t counts rounds, and each
-    shows validation losses of all groups, so that L / p, which corrects for
-    groups that are seldom drawn, only holds large shares back.
+    shows validation losses of all groups, so that L / p, which corrects for groups that are seldom
+    drawn, only holds large shares back.
     rounds: updates of the mixture.  ema: weight of the past.  released: the rule of the release.
 
     >>> R, floor = np.exp([2., 1.]), .1
