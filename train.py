@@ -1033,10 +1033,7 @@ def train_in(out, config, settings, corpus, flags):
             drive(method, trainer, history, past, known, on_row)
         wall = keeper.wall
         check_steps(config, history)
-        if known and not keeper.taken_over() and not past:
-            print(f"note: --past changed nothing: {config.method} asked for none of its runs")
-        if config.scratch < 1 and not set(steps_taken(history.rows)) - {"main"}:
-            print(f"note: --scratch changed nothing: {config.method} has no extra runs")
+        tell_idle(config, history, took_over=keeper.taken_over() or past)
         result = summarise(config, settings, trainer, history, wall)
         report(result)
         keeper.finish(result)
@@ -1075,6 +1072,14 @@ def check_steps(config, history):
     if trained != config.steps:
         raise ValueError(f"{config.method} trained the main run for {trained} steps; its Train "
                          f"requests have to add up to --steps {config.steps}")
+
+
+def tell_idle(config, history, took_over):
+    """Say which flags changed nothing, where only the whole run shows it."""
+    if config.past and not took_over:
+        print(f"note: --past changed nothing: {config.method} asked for none of its runs")
+    if config.scratch < 1 and not set(steps_taken(history.rows)) - {"main"}:
+        print(f"note: --scratch changed nothing: {config.method} has no extra runs")
 
 
 def folder_name(config, settings, groups):
