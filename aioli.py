@@ -19,7 +19,7 @@ file needs numpy; the fits of `dml`, `power` and `olmix` need torch, `regmix` Li
     request = method.send(history.reply)        # and so on until StopIteration
 
 `x = yield request` hands out a request and goes on with its reply as x. `x = yield from other(...)`
-runs another generator in place and takes what it returns.
+runs another generator in place and takes what it returns. "The release" is the authors' own code.
 
 How to read it. Part one is the paper, and `aioli`, top to bottom: requests and History; the update,
 `egd` and `lmo_step`; then where A comes from: nowhere (`stratified`), whole runs (`grid` and `dml`,
@@ -28,14 +28,17 @@ which fits a law to them), extra runs (`skillit`, `doremi`, `doge`), probes insi
 has methods beyond the paper, each on its own. Part three is what they share: settings, caps, how
 laws are minimised and fitted, and one method on top of another. Notation:
 
+    h      the History: all that was measured so far
     m      groups of text; index j is the group trained on (columns), i the group evaluated (rows)
-    p      mixture, (m,), on the simplex: share of training windows (pieces of text, all of as many
-           tokens) taken from each group
+    p      mixture, (m,), on the simplex: share of training windows (pieces of text of equal length
+           in tokens) taken from each group
     L      validation loss, (m,), nats per token
     A      (m, m), A[i, j] > 0: training on group j lowers loss i
     s      scores, (m,): column sums of A, what one more unit of group j takes off the total loss
     eta    step size of the exponentiated-gradient step, 1 / (unit of s)
-    n, R   in shapes only: losses, where they need not be m; finished runs
+    w      weights: of losses in an objective, or of groups in the loss of a proxy
+    n      steps of a round or of a scratch run
+    K, R   in shapes: losses, where they need not be m; finished runs
 """
 import warnings
 from typing import NamedTuple
@@ -146,6 +149,8 @@ class History:
     def add(self, request, loss=None, signals=None, windows=None, **measured):
         """Record an answer. Without `windows` the mixture counts as realised exactly.
 
+        loss: (m,) nats per token, after a Train.  signals: the dict that a Peek describes.
+        windows: (m,) drawn of each group.  measured: further fields of a Row.
         Raises ValueError for numbers that are not finite. Only a scratch run may have diverged,
         which `finished` sees to, and a Peek has NaN for groups that are not in its batch.
         """
@@ -199,7 +204,7 @@ class History:
         """(t, m) validation losses of a run, nats per token, oldest first."""
         return np.array([row.reply for row in self.trained(on)])
 
-    def windows(self, on="main"):
+    def read(self, on="main"):
         """(t, m) training windows that a run had read by each of its validations, per group."""
         return np.cumsum([row.windows for row in self.trained(on)], axis=0)
 
@@ -243,7 +248,7 @@ def egd(p, s, eta):
 
 
 def lmo_step(p, A, eta):
-    """The framework's update: a step of size eta on the column sums of A, (n, m) -> p (m,).
+    """The framework's update: a step of size eta on the column sums of A, (K, m) -> p (m,).
 
     Skill-It, DoReMi, DoGE and Aioli are choices of A; the rest is this line. Raises ValueError for
     an A that is not finite.
@@ -298,7 +303,7 @@ def what_counts(h, objective):
 
 def goal(L, form, w):
     """What is made small: sum_i w_i L_i, or log sum_i w_i exp(L_i), which is least where the sum of
-    perplexities is, and does not overflow. L, w: (n,) -> a number."""
+    perplexities is, and does not overflow. L, w: (K,) -> a number."""
     return w @ L if form == "loss" else L.max() + np.log(w @ np.exp(L - L.max()))
 
 
@@ -382,8 +387,8 @@ class LogLinear(NamedTuple):
     The factor k_i of the paper is exp of a constant, and a constant is the same number added to a
     whole row of t (shares sum to 1). So it lives in t: k > 0 by construction, L_i is convex in p.
     """
-    c: np.ndarray               # (n,) irreducible loss, >= 0
-    t: np.ndarray               # (n, m)
+    c: np.ndarray               # (K,) irreducible loss, >= 0
+    t: np.ndarray               # (K, m)
 
     @property
     def m(self):
@@ -391,10 +396,10 @@ class LogLinear(NamedTuple):
         return self.t.shape[1]
 
     def __call__(self, P):
-        return self.c + np.e ** (P @ self.t.T)                          # (..., n)
+        return self.c + np.e ** (P @ self.t.T)                          # (..., K)
 
     def gradient(self, p):
-        """dL_i/dp_j, (n, m); minus this is the local A."""
+        """dL_i/dp_j, (K, m); minus this is the local A."""
         return self.t * (self(p) - self.c)[:, None]
 
 
@@ -429,15 +434,15 @@ def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
     return law, propose(law, P, form, w, kl=kl, prior=prior)
 
 
-def propose(law, P, objective="loss", weights=None, kl=0.0, prior=None):
+def propose(law, P, objective, weights, kl=0.0, prior=None):
     """The best mixture by a law fitted to runs P (R, m), of those where runs have been -> p (m,).
 
     No share is above the largest that its group had in any run, nor below the smallest share of all
     (or half of 1/m, if that is less): beyond, a law says what nobody has seen.
-    weights: (n,) of the losses, scaled here so that kl is in nats of their average; default equal.
+    weights: (K,) of the losses, scaled here so that kl is in nats of their average.
     objective, kl, prior: as for solve_static.
     """
-    w = np.ones(len(law.c)) if weights is None else np.asarray(weights, float)
+    w = np.asarray(weights, float)
     floor = min(P.min(), .5 / law.m)
     return solve_static(law, w / np.abs(w).sum(), objective, starts=1 + law.m, floor=floor,
                         prior=prior, kl=kl, caps=P.max(0))
@@ -488,14 +493,15 @@ def skillit(h, steps, rounds=10, eta=.2, window=3):
 def doremi(h, steps, eta=1.0, smoothing=1e-3):
     """DoReMi (arXiv 2305.10429): A^t = diag(excess loss of a proxy over a reference).
 
-    Excess is clipped at 0 token by token, then averaged over the group's tokens. Each proxy step:
-    w <- lmo_step(w, A, eta), w <- (1 - smoothing) w + smoothing / m, then a step on sum_j w_j L_j
-    with the new w. The main run samples the average of w over all steps. LMO drops smoothing and
-    averaging. Extra cost: 2 full runs and one more forward pass per proxy step. Paper: eta 1,
-    smoothing 1e-3; Aioli's scripts use eta .01 and clip per group. The release differs: it scores
-    a group not met yet with log(vocabulary) (here 0), has the first, uniform w in its average too,
-    and weighs the loss by tokens, not by the mean of each group. At 1,000 steps the second is
-    worth 1/1,000 of w.
+    The reference is a scratch model trained at equal shares; the proxy is another, trained on a
+    weighted loss. Excess is clipped at 0 token by token, then averaged over the group's tokens.
+    Each proxy step: w <- lmo_step(w, A, eta), w <- (1 - smoothing) w + smoothing / m, then a step
+    on sum_j w_j L_j with the new w. The main run samples the average of w over all steps. LMO
+    drops smoothing and averaging. Extra cost: 2 full runs and one more forward pass per proxy
+    step. Paper: eta 1, smoothing 1e-3; Aioli's scripts use eta .01 and clip per group. The
+    release differs: it scores a group not met yet with log(vocabulary) (here 0), has the first,
+    uniform w in its average too, and weighs the loss by tokens, not by the mean of each group.
+    At 1,000 steps the second is worth 1/1,000 of w.
     eta: step size.  smoothing: share of the uniform mixture in w.
 
     >>> w = lmo_step([.5, .5], np.diag([.2, 0.]), eta=1.)             # group 0 is behind
@@ -515,7 +521,7 @@ def doremi(h, steps, eta=1.0, smoothing=1e-3):
         w = (1 - smoothing) * lmo_step(w, A, eta) + smoothing * h.uniform
         yield Update(w, on="proxy")
         total += w
-    yield Train(total / n if n else w, steps)
+    yield Train(total / n, steps)
 
 
 def doge(h, steps, mu=.05, cap=5.0):
@@ -556,7 +562,7 @@ def doge(h, steps, mu=.05, cap=5.0):
         w = lmo_step(w, row, 1 / mu)
         yield Update(w, on="proxy")
         total += w
-    yield Train(total / n if n else w, steps)
+    yield Train(total / n, steps)
 
 
 # --- Aioli as published: A is measured inside the run, by short probes.
@@ -574,7 +580,7 @@ def normalise(A):
 
 
 def fit_linear_dynamic(mixtures, drops):
-    """Fit L^{t+1} = L^t - A p by least squares: mixtures (R, m), drops (R, n) -> A (n, m).
+    """Fit L^{t+1} = L^t - A p by least squares: mixtures (R, m), drops (R, K) -> A (K, m).
 
     No intercept: as shares sum to 1, a constant is the same number added to every entry of a row of
     A. With R = m mixtures this is the paper's solve. Raises ValueError when the mixtures do not
@@ -747,43 +753,96 @@ class Forecast(NamedTuple):
     """Losses at the end of a run that goes on at mixture p, from what the run has shown so far:
 
         L_i(p) = c_i + b_i / sqrt(E_i(p))
-        E_i(p) = (1 - o_i) (n_i + (1 - d) p_i) + o_i p_i,       d = sum of n
+        E_i(p) = (1 - o_i) (read_i + (1 - d) p_i) + o_i p_i,    d = sum of read
 
-    n_i is what the run has read of group i, and d of all, as a share of the whole run. Tokens alone
+    read_i is what the run has read of group i, d of all, as shares of the whole run. Tokens alone
     do not decide a loss, as models forget: a part o_i of what is known lasts only while the group
     keeps its share, as if all of the run had had the present mixture. b >= 0 and 0 <= o <= 1, so
-    every L_i is convex in p. Why this form: paper/README.md.
+    every L_i is convex in p. Why this form: paper/README.md, "How horizon works".
     """
     c: np.ndarray               # (m,) irreducible loss, >= 0
     b: np.ndarray               # (m,)
     o: np.ndarray               # (m,)
-    n: np.ndarray               # (m,)
+    read: np.ndarray            # (m,)
 
     @property
     def m(self):
         """Groups trained on."""
-        return len(self.n)
+        return len(self.read)
 
     def effective(self, p):
         """E, (..., m)."""
-        left = 1 - self.n.sum()
-        return np.maximum((1 - self.o) * (self.n + left * p) + self.o * p, 1e-4)
+        left = 1 - self.read.sum()
+        return np.maximum((1 - self.o) * (self.read + left * p) + self.o * p, 1e-4)
 
     def __call__(self, P):
         return self.c + self.b * self.effective(P) ** -.5               # (..., m)
 
     def gradient(self, p):
         """dL_i/dp_j, (m, m), diagonal."""
-        per_share = (1 - self.o) * (1 - self.n.sum()) + self.o
+        per_share = (1 - self.o) * (1 - self.read.sum()) + self.o
         return np.diag(-.5 * self.b * self.effective(p) ** -1.5 * per_share)
+
+
+def fit_forecast(read, share, losses):
+    """Fit Forecast to one run. Deterministic; ValueError for fewer than three validations.
+
+    read: (t, m) what the run had read by each validation, as shares of the whole run.  share:
+    (t, m) the mixture just before it.  losses: (t, m), nats per token.
+
+    For a given o the law is linear in c and b >= 0, so eleven values of o are tried, per group.
+    While the mixture does not change, o cannot be told: a prior, ((o - .3) / .3)^2, is added to
+    the squared errors in units of their noise.
+    """
+    read, share, L = (np.asarray(array, float) for array in (read, share, losses))
+    if len(L) < 3:
+        raise ValueError(f"a forecast needs three validations or more, not {len(L)}; "
+                         "raise --rounds or --wait")
+    if L.min() < 0:
+        raise ValueError(f"a forecast is of losses, 0 or more, not of {L.min():.4g}")
+    o = np.linspace(0, 1, 11)[:, None, None]                            # (11, 1, 1)
+    effective = (1 - o) * read + o * read.sum(1, keepdims=True) * share             # (11, t, m)
+    c, b, squared_errors = fit_line(np.maximum(effective, 1e-4) ** -.5, L)          # (11, m) each
+    misfit = squared_errors / validation_noise(L) + ((o[:, 0] - .3) / .3) ** 2
+    best, group = misfit.argmin(0), np.arange(L.shape[1])
+    return Forecast(c[best, group], b[best, group], o[best, 0, 0], read[-1])
+
+
+def fit_line(F, L):
+    """L = c + b F by least squares over t validations, b and c >= 0: F (k, t, m) or (k, t, 1), L
+    (t, m) -> c, b and the squared errors, (k, m) each."""
+    f, y = F - F.mean(1, keepdims=True), L - L.mean(0)
+    b = np.maximum((f * y).sum(1) / np.maximum((f * f).sum(1), 1e-12), 0)
+    c = L.mean(0) - b * F.mean(1)
+    through_origin = (F * L).sum(1) / (F * F).sum(1)                    # where c would be negative
+    b, c = np.where(c < 0, through_origin, b), np.maximum(c, 0)
+    return c, b, ((c[:, None] + b[:, None] * F - L) ** 2).sum(1)
+
+
+def validation_noise(L):
+    """Size of the noise in validation losses L (t, m), nats^2, one number for all groups.
+
+    From the median of squared second differences, which the few that a change of mixture makes do
+    not move (so about half of a variance). At least .01 nats, squared.
+    """
+    second_differences = np.diff(L, n=2, axis=0)                     # 1 + 4 + 1 times as noisy
+    return max(np.median(second_differences ** 2) / 6, 1e-4)
+
+
+def past_warmup(warmup, read):
+    """Which validations, after shares `read` of the run, a forecast may be fitted to.
+
+    Those from four fifths of the warm-up on: before, the rising rate decides the loss, not tokens.
+    """
+    return (read > 0) & (read > .8 * warmup - 1e-9)
 
 
 def forecast_end(h, total_windows):
     """The Forecast for a run of `total_windows`, from what the main run has shown so far."""
-    n = h.windows() / total_windows                                     # (t, m)
+    read = h.read() / total_windows                                     # (t, m)
     share = np.array([row.share for row in h.trained()])
-    ready = past_warmup(h.warmup, n.sum(1))
-    return fit_forecast(n[ready], share[ready], h.losses()[ready])
+    ready = past_warmup(h.warmup, read.sum(1))
+    return fit_forecast(read[ready], share[ready], h.losses()[ready])
 
 
 def aioli(h, steps, rounds=25, wait=.16, last=.4, eta=.5, objective="perplexity", start=None):
@@ -793,33 +852,34 @@ def aioli(h, steps, rounds=25, wait=.16, last=.4, eta=.5, objective="perplexity"
     not as published. (1) A probe of a few steps shows mostly recency: a group helps itself, and it
     is soon forgotten. Here every stretch of training is a measurement, and one law is fitted to
     them all by least squares: a Forecast, which tells what stays from what is forgotten. A^t is
-    minus its slope at p: what more of a group in the rest of the run is worth at its end. (2) Row i
-    of A counts exp(L_i) times, L_i being the forecast, as perplexity is what is reported. (3) The
-    step is eta * m, as column sums are 1/m in the mean, and rounds are shares of the run, so that
-    nothing depends on m or the length. Training is uniform until `wait` and stays where it is after
-    `last`, where the falling learning rate hides what tokens do. No probes, no extra runs: extra
-    cost rounds * last validations.
+    minus its slope at p: what more of a group in the rest of the run is worth at its end, to that
+    group's own loss, so that A is diagonal. (2) Row i of A counts exp(L_i) times, L_i being the
+    forecast, as perplexity is what is reported. (3) The step is eta * m, as column sums are 1/m in
+    the mean, and rounds are shares of the run, so that nothing depends on m or the length.
+    Training is uniform until `wait` and stays where it is after `last`, where the falling
+    learning rate hides what tokens do. No probes, no extra runs: extra cost rounds * last
+    validations.
     rounds: parts of the run; the mixture changes until `last`.
     wait: share of the run before a forecast.
     last: share of the run after which the mixture is fixed.  eta: step size, per group.
     objective: perplexity, loss, bits (per byte), or weights of the groups, as 2+1+1.
-    Raises ValueError unless a round ends from `wait` to `last`, and three validations come by then
-    after four fifths of the warm-up.
+    Raises ValueError unless some round ends between `wait` and `last`, with three validations by
+    then after four fifths of the warm-up.
     """
     check(rounds=rounds, wait=wait, last=last, eta=eta)
     form, w = what_counts(h, objective)
     start = h.uniform if start is None else start                       # groups at 0 stay there
 
-    def step(law, p):
+    def update(law, p):
         A = -law.gradient(p) * (p > 0)                                  # (m, m), diagonal
         weighted = importance(law(p), form, w)[:, None] * A
         return lmo_step(p, normalise(weighted), eta * (p > 0).sum()), A
 
-    yield from forecasting(h, steps, rounds, wait, last, step, start)
+    yield from forecasting(h, steps, rounds, wait, last, update, start)
 
 
-def forecasting(h, steps, rounds, wait, last, step, p):
-    """The rounds of a method with a Forecast: train, forecast, `step` on the law; then stay."""
+def forecasting(h, steps, rounds, wait, last, update, p):
+    """The rounds of a method with a Forecast: train, forecast, `update` p by it; then stay."""
     parts = split(steps, rounds)
     ends = np.cumsum(parts)                                         # (rounds,) steps done by then
     planned = sum(ends <= last * steps)
@@ -832,7 +892,7 @@ def forecasting(h, steps, rounds, wait, last, step, p):
         yield Train(p, n, A=A)
         if done >= wait * steps:
             law = forecast_end(h, total_windows)
-            p, A = step(law, p)
+            p, A = update(law, p)
     yield Train(p, steps - sum(parts[:planned]), A=A)
 
 
@@ -869,7 +929,7 @@ def unimax(h, steps, epochs=4.0):
     and what a group at its cap leaves goes to the others. In LMO: A^t = 0, and caps on p. A run too
     long for all text together (caps sum to less than 1) is natural, and repeats more often. Extra
     cost: none. The paper counts characters, and fills the groups in the order of their size.
-    epochs: how often a group may be read; as a prior, in the half run that it is learnt on.
+    epochs: how often a group may be read; as a --prior, in each half run that it is learnt on.
     Raises ValueError where the History does not know how many tokens a window has.
 
     >>> project([.25] * 4, caps=[.1, .2, 5., 9.])
@@ -989,13 +1049,13 @@ def horizon(h, steps, rounds=25, wait=.16, last=.4, reach=.5, floor=.02, objecti
     check_floor(floor, h.m)
     form, w = what_counts(h, objective)
 
-    def step(law, p):
+    def update(law, p):
         plan = solve_static(law, w, form, floor=floor)
         move = np.clip(np.log(plan / p), -reach, reach)
         p = egd(p, move, 1.0)                                           # p e^move, scaled
         return p, -law.gradient(p)
 
-    yield from forecasting(h, steps, rounds, wait, last, step, h.uniform)
+    yield from forecasting(h, steps, rounds, wait, last, update, h.uniform)
 
 
 def ado(h, steps, rounds=25, wait=.16, floor=.01):
@@ -1009,10 +1069,10 @@ def ado(h, steps, rounds=25, wait=.16, floor=.01):
     tokens. A law of all tokens does not: a group with less learns less, and so gets less still.
 
     As the release does, and the paper does not, it scales after the floor, which leaves less than
-    that; and it averages rho, so that p follows it: with a mean of p, of which .9 is the mean
-    itself, half of the way would take 1,000 times the steps so far. Where the release differs. (1)
-    It fits the training losses of all steps, smoothed, every 1,000 steps, with log c >= .5; here it
-    is validation losses, each round, and rho stays within a round. With rounds of one step and the
+    that; and it averages rho. The paper's mean of p, of which .9 is the mean itself, hardly moves:
+    to go half of the way takes it 1,000 times the steps so far. Where the release differs. (1) It
+    fits the training losses of all steps, smoothed, every 1,000 steps, with log c >= .5; here it is
+    validation losses, each round, and rho stays within a round. With rounds of one step and the
     release's law the mixtures would be the release's. (2) Its first fit, at step 1,000, leaves out
     1,000 steps and so has a point or none; here, three.
     rounds: validations in a run.  wait: share of the run on natural shares.
@@ -1025,13 +1085,13 @@ def ado(h, steps, rounds=25, wait=.16, floor=.01):
     check_validations(h, steps, parts, first=first, planned=rounds)
 
     total_windows = sum(row.windows.sum() for row in h.trained()) + steps * h.batch
-    natural = p = mean = late = h.sizes / h.sizes.sum()
+    by_size = p = mean = late = h.sizes / h.sizes.sum()
     A, done = None, 0
     for number, n in enumerate(parts):
         if number > first:
             s = learning_speed(h, total_windows)
-            A, rho = np.diag(s), s * natural * np.sqrt(late)
-            rho = np.maximum(rho / rho.sum(), floor) if rho.any() else natural
+            A, rho = np.diag(s), s * by_size * np.sqrt(late)
+            rho = np.maximum(rho / rho.sum(), floor) if rho.any() else by_size
             rho = rho / rho.sum()
             p = .9 * mean + .1 * rho
             mean = (done * mean + n * rho) / (done + n)                 # by the end of this round
@@ -1046,7 +1106,7 @@ def learning_speed(h, total_windows):
     For a given a the law is linear in c and b >= 0, so 80 values of a are tried, per group. The
     slope is a b n^-a; as in ADO, a below .05 counts as .05. Raises ValueError for losses below 0.
     """
-    n, L = h.windows().sum(1), h.losses()                               # (t,), (t, m)
+    n, L = h.read().sum(1), h.losses()                               # (t,), (t, m)
     ready = past_warmup(h.warmup, n / total_windows)
     if L[ready].min() < 0:
         raise ValueError(f"ado needs losses of 0 or more, not of {L[ready].min():.4g}")
@@ -1064,10 +1124,10 @@ class Power(NamedTuple):
 
     Diminishing returns per group, and finite at p_j = 0. Convex in p where all g <= 1.
     """
-    c: np.ndarray               # (n,)
-    eps: np.ndarray             # (n,)
-    a: np.ndarray               # (n, m)
-    g: np.ndarray               # (n, m)
+    c: np.ndarray               # (K,)
+    eps: np.ndarray             # (K,)
+    a: np.ndarray               # (K, m)
+    g: np.ndarray               # (K, m)
 
     @property
     def m(self):
@@ -1075,13 +1135,13 @@ class Power(NamedTuple):
         return self.a.shape[1]
 
     def __call__(self, P):
-        learnt = (self.a * P[..., None, :] ** self.g).sum(-1)           # (..., n)
+        learnt = (self.a * P[..., None, :] ** self.g).sum(-1)           # (..., K)
         return self.c + 1 / (self.eps + learnt)
 
     def gradient(self, p):
-        """dL_i/dp_j, (n, m)."""
+        """dL_i/dp_j, (K, m)."""
         p = np.maximum(p, 1e-12)                                    # g < 1: infinitely steep at 0
-        reducible = (self(p) - self.c)[:, None]                         # (n, 1)
+        reducible = (self(p) - self.c)[:, None]                         # (K, 1)
         return -self.a * self.g * p ** (self.g - 1) * reducible ** 2
 
 
@@ -1126,13 +1186,13 @@ def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural",
 
 class Trees(NamedTuple):
     """L_i(p) = mean_i + deviation_i (a sum of regression trees): the law of RegMix, no slope."""
-    models: list                # n boosters of LightGBM
-    mean: np.ndarray            # (n,) nats per token
-    deviation: np.ndarray       # (n,)
+    models: list                # K boosters of LightGBM
+    mean: np.ndarray            # (K,) nats per token
+    deviation: np.ndarray       # (K,)
 
     def __call__(self, P):
         scores = [model.predict(P) for model in self.models]
-        return self.mean + self.deviation * np.column_stack(scores)     # (R, n)
+        return self.mean + self.deviation * np.column_stack(scores)     # (R, K)
 
 
 def regmix(h, steps, points=9, objective="loss", mixture_prior="natural"):
@@ -1163,12 +1223,12 @@ def regmix(h, steps, points=9, objective="loss", mixture_prior="natural"):
 
 
 def search(P, L, prior, objective="loss", weights=None, draws=100_000, best=128):
-    """The mean of the `best` mixtures, by trees fitted to runs P (R, m), L (R, n) -> p (m,).
+    """The mean of the `best` mixtures, by trees fitted to runs P (R, m), L (R, K) -> p (m,).
 
     They are of the runs and of `draws` draws from Dirichlet(prior), as in RegMix, scaled to be
     above the least share of any run (or half of 1/m). Draws with more of a group than any run had
     are left out; if few are left, the best are one in a hundred. The draws are always the same.
-    prior: (m,), all above 0, sum 1.  weights: (n,) of the losses, default equal.  objective: as
+    prior: (m,), all above 0, sum 1.  weights: (K,) of the losses, default equal.  objective: as
     for solve_static. Warns where the trees tell no two mixtures apart. Raises ValueError as
     fit_trees.
     """
@@ -1400,7 +1460,7 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior
     f is sum_i w_i L_i(p), or for perplexity log sum_i w_i exp(L_i(p)), which is least where the
     sum is. With caps and KL this is the solver of Olmix (arXiv 2602.12237); there p = project(prior
     * exp(-df/dp / kl), caps).
-    law: with `m`, law(p) (n,) and law.gradient(p) (n, m).  weights: (n,), default 1 each; a loss
+    law: with `m`, law(p) (K,) and law.gradient(p) (K, m).  weights: (K,), default 1 each; a loss
     that should rise has a weight below 0.  objective: loss or perplexity.  starts: for a convex law
     the start does not matter; for others, `starts` > 1 adds some near the first starts - 1 corners
     and keeps the best.  prior: (m,), all above 0, default uniform.  caps: (m,), default none.
@@ -1425,7 +1485,7 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior
     def slope(share):
         p = floor + room * share
         L = law(p)
-        pull = w if objective == "loss" else egd(w, L, 1.0)             # (n,)
+        pull = w if objective == "loss" else egd(w, L, 1.0)             # (K,) d goal / dL
         g = room * pull @ law.gradient(p)
         if kl:
             g += room * kl * np.log(p / prior)                          # but for a constant
@@ -1446,25 +1506,25 @@ def descend(value, slope, p, caps, iterations=1000):
     """Newton's method with the metric of egd, from p to a minimum under the caps -> p (m,).
 
     No share reaches 0, so that each can come back. A group at its cap is held there while it
-    promises more than those below theirs, or while the step would raise it. It ends when no mixture
-    under the caps promises more than p: for a convex objective, <s, p - that mixture> bounds what
-    it could still gain.
+    promises more than those below theirs, or while the step would raise it. It ends when no
+    mixture under the caps promises more than p: for a convex objective, <slopes, p - that
+    mixture> bounds what it could still gain.
     """
     for _ in range(iterations):
         g = slope(p)                                                    # (m,)
         below = p < caps * (1 - 1e-9)
-        s = g - g[below] @ p[below] / p[below].sum()
-        gap = s @ (p - lowest(s, caps))
+        slopes = g - g[below] @ p[below] / p[below].sum()           # against those below caps
+        gap = slopes @ (p - lowest(slopes, caps))
         if not gap > 1e-11:
             break
         root = np.sqrt(p)
         curvature = root[:, None] * hessian(slope, p, g) * root         # (m, m)
-        free, raised = below | (s > 0), True
+        free, raised = below | (slopes > 0), True
         while np.any(raised):
-            change = newton(curvature, root, s, gap, free)
+            change = newton(curvature, root, slopes, gap, free)
             raised = ~below & (change > 0)
             free = free & ~raised
-        near = ~below & (s < 0)
+        near = ~below & (slopes < 0)
         change[near] = caps[near] / p[near] - 1                         # what rounding has left
         lower = line_search(value, p, change, caps)
         if np.array_equal(lower, p):
@@ -1473,26 +1533,27 @@ def descend(value, slope, p, caps, iterations=1000):
     return p
 
 
-def lowest(s, caps):
-    """The mixture under the caps whose <s, p> is least: the best groups have all that they may."""
-    order = s.argsort()
-    p = np.zeros(len(s))
+def lowest(slopes, caps):
+    """The mixture under the caps whose <slopes, p> is least: the best groups have all they may."""
+    order = slopes.argsort()
+    p = np.zeros(len(slopes))
     p[order] = np.diff(np.minimum(np.cumsum(caps[order]), 1), prepend=0)
     return p
 
 
-def newton(curvature, root, s, gap, free):
+def newton(curvature, root, slopes, gap, free):
     """The relative change of each share in one step, (m,): 0 where not `free`, and sums stay.
 
-    curvature: the Hessian in units of root = sqrt(p).  s: (m,) slopes.  gap: what is left to gain.
+    curvature: the Hessian in units of root = sqrt(p).  slopes: (m,).  gap: what is left to gain.
     """
     inner = curvature[np.ix_(free, free)]
     eigenvalues, basis = np.linalg.eigh((inner + inner.T) / 2)
     upward = (basis * np.abs(eigenvalues)) @ basis.T                # a saddle must not attract
-    damping = np.diag(np.abs(s[free]) + gap)                        # no share moves by over 1 of it
+    damping = np.diag(np.abs(slopes[free]) + gap)               # no share moves by over 1 of it
     root = root[free]
-    downhill, level = np.linalg.solve(upward + damping, np.column_stack((-root * s[free], root))).T
-    change = np.zeros(len(s))
+    sides = np.column_stack((-root * slopes[free], root))
+    downhill, level = np.linalg.solve(upward + damping, sides).T
+    change = np.zeros(len(slopes))
     change[free] = (downhill - level * (root @ downhill) / (root @ level)) / root
     return change
 
@@ -1527,11 +1588,11 @@ def line_search(value, p, change, caps):
     return at(size)
 
 
-# --- Fitting a law to finished runs: arrays alone, mixtures (R, m) and final losses (R, n).
+# --- Fitting a law to finished runs: arrays alone, mixtures (R, m) and final losses (R, K).
 
 
 def check_runs(mixtures, losses, need):
-    """Finished runs as arrays, mixtures (R, m) scaled to sum 1 and losses (R, n). ValueError."""
+    """Finished runs as arrays, mixtures (R, m) scaled to sum 1 and losses (R, K). ValueError."""
     P, L = np.array(mixtures, float), np.array(losses, float)
     if P.ndim != 2 or L.ndim != 2 or not need <= len(P) == len(L):
         raise ValueError(f"mixtures {P.shape} and losses {L.shape}: this law needs (runs, groups), "
@@ -1544,7 +1605,7 @@ def check_runs(mixtures, losses, need):
 
 
 def fit(build, guess, mixtures, losses, delta=.02, iterations=300):
-    """The law build(x), x (n, d), with the least Huber error, each loss fitted on its own.
+    """The law build(x), x (K, d), with the least Huber error, each loss fitted on its own.
 
     guess(P, y) gives the starts (d,) for one loss y (R,), of which the best end is kept. torch's
     L-BFGS in float64. delta, nats: errors beyond it count linearly, so that one run that went wrong
@@ -1591,7 +1652,7 @@ def polish(build, start, P, y, delta, iterations):
 
 
 def fit_log_linear(mixtures, losses, delta=.02):
-    """Fit LogLinear to R finished runs: mixtures (R, m), losses (R, n), R >= m + 1. Deterministic.
+    """Fit LogLinear to R finished runs: mixtures (R, m), losses (R, K), R >= m + 1. Deterministic.
 
     For a fixed c the law is linear, log(L - c) = t . p, so the starts are least squares at 30
     values of c, and L-BFGS polishes three of the best nine. On data made by the law its
@@ -1615,7 +1676,7 @@ def fit_log_linear(mixtures, losses, delta=.02):
 
 
 def fit_power_law(mixtures, losses, delta=.02):
-    """Fit Power to R finished runs: mixtures (R, m), losses (R, n). Deterministic, two starts.
+    """Fit Power to R finished runs: mixtures (R, m), losses (R, K). Deterministic, two starts.
 
     All parameters are fitted as logarithms, which keeps them positive, and the exponents g by their
     log-odds: below 1 the law is convex. (Above 1, a group of which no run had much would promise
@@ -1656,62 +1717,6 @@ def fit_trees(mixtures, losses):
     return Trees(models, L.mean(0), deviation)
 
 
-# --- Fitting a law to the run's own losses.
-
-
-def fit_forecast(n, share, losses):
-    """Fit Forecast to one run. Deterministic; ValueError for fewer than three validations.
-
-    n: (t, m) what the run had read by each validation, as shares of the whole run.  share: (t, m)
-    the mixture just before it.  losses: (t, m), nats per token.
-
-    For a given o the law is linear in c and b >= 0, so eleven values of o are tried, per group.
-    While the mixture does not change, o cannot be told: a prior, ((o - .3) / .3)^2, is added to
-    the squared errors in units of their noise.
-    """
-    n, share, L = (np.asarray(array, float) for array in (n, share, losses))
-    if len(L) < 3:
-        raise ValueError(f"a forecast needs three validations or more, not {len(L)}; "
-                         "raise --rounds or --wait")
-    if L.min() < 0:
-        raise ValueError(f"a forecast is of losses, 0 or more, not of {L.min():.4g}")
-    o = np.linspace(0, 1, 11)[:, None, None]                            # (11, 1, 1)
-    effective = (1 - o) * n + o * n.sum(1, keepdims=True) * share       # (11, t, m)
-    c, b, squared_errors = fit_line(np.maximum(effective, 1e-4) ** -.5, L)          # (11, m) each
-    misfit = squared_errors / validation_noise(L) + ((o[:, 0] - .3) / .3) ** 2
-    best, group = misfit.argmin(0), np.arange(L.shape[1])
-    return Forecast(c[best, group], b[best, group], o[best, 0, 0], n[-1])
-
-
-def fit_line(F, L):
-    """L = c + b F by least squares over t validations, b and c >= 0: F (k, t, m) or (k, t, 1), L
-    (t, m) -> c, b and the squared errors, (k, m) each."""
-    f, y = F - F.mean(1, keepdims=True), L - L.mean(0)
-    b = np.maximum((f * y).sum(1) / np.maximum((f * f).sum(1), 1e-12), 0)
-    c = L.mean(0) - b * F.mean(1)
-    through_origin = (F * L).sum(1) / (F * F).sum(1)                    # where c would be negative
-    b, c = np.where(c < 0, through_origin, b), np.maximum(c, 0)
-    return c, b, ((c[:, None] + b[:, None] * F - L) ** 2).sum(1)
-
-
-def validation_noise(L):
-    """Size of the noise in validation losses L (t, m), nats^2, one number for all groups.
-
-    From the median of squared second differences, which the few that a change of mixture makes do
-    not move (so about half of a variance). At least .01 nats, squared.
-    """
-    second_differences = np.diff(L, n=2, axis=0)                     # 1 + 4 + 1 times as noisy
-    return max(np.median(second_differences ** 2) / 6, 1e-4)
-
-
-def past_warmup(warmup, read):
-    """Which validations, after shares `read` of the run, a forecast may be fitted to.
-
-    Those from four fifths of the warm-up on: before, the rising rate decides the loss, not tokens.
-    """
-    return (read > 0) & (read > .8 * warmup - 1e-9)
-
-
 # --- Composition: the paper's restricted setting, where another method's mixture comes first.
 
 
@@ -1728,7 +1733,7 @@ def learn_mixture(method, h, steps):
         try:
             request = program.send(reply)
         except StopIteration:
-            windows = inner.windows()[-1]
+            windows = inner.read()[-1]
             return windows / windows.sum()
         trains_main = isinstance(request, Train) and request.on == "main"
         if trains_main and request.steps == steps:

@@ -1223,7 +1223,7 @@ def summarise(config, settings, trainer, history, wall):
     window = config.batch * trainer.shape.window                    # tokens of a step
     training_seconds = max(wall - trainer.eval_seconds, 1e-9)
     speed = sum(steps.values()) * window / training_seconds         # tokens per second
-    windows = history.windows()[-1]
+    windows = history.read()[-1]
     mixtures = mixtures_of(history, groups)
 
     return dict(

@@ -262,11 +262,11 @@ def test_the_standard_errors_of_the_exercises_are_those_of_the_fidelity_study():
 
 
 def some_run():
-    """Nine validations of a run whose mixture changes: n, share, losses, (9, 3) each."""
+    """Nine validations of a run whose mixture changes: read, share, losses, (9, 3) each."""
     rng = rng_of(0)
-    n = rng.dirichlet([3.] * 3, 9).cumsum(0) / 25
+    read = rng.dirichlet([3.] * 3, 9).cumsum(0) / 25
     share = rng.dirichlet([3.] * 3, 9)
-    return n, share, np.linspace(4, 3, 9)[:, None] + rng.random(3)
+    return read, share, np.linspace(4, 3, 9)[:, None] + rng.random(3)
 
 
 def test_averaged_over_what_it_forgets_a_forecast_is_one_still():
@@ -275,18 +275,18 @@ def test_averaged_over_what_it_forgets_a_forecast_is_one_still():
     space = dict(vars(aioli))
     exec("\n".join([*lines[:-2], instead]), space)
     plain, mean = aioli.fit_forecast(*some_run()), space["fit_forecast"](*some_run())
-    assert (mean.o != plain.o).all() and (mean.n == plain.n).all()
+    assert (mean.o != plain.o).all() and (mean.read == plain.read).all()
     assert ((0 < mean.o) & (mean.o < 1)).all()
 
 
 def test_a_forecast_with_transfer_has_a_right_gradient():
     """The changes of the last exercise, as it describes them."""
-    changes = (("(self.n + left * p)", "(count(self.n) + left * count(p))"),
+    changes = (("(self.read + left * p)", "(count(self.read) + left * count(p))"),
                ("+ self.o * p", "+ self.o * count(p)"),
-               ("per_share = (1 - self.o) * (1 - self.n.sum()) + self.o",
-                "per_share = .9 * ((1 - self.o) * (1 - self.n.sum()) + self.o)"),
-               ("(1 - o) * n + o * n.sum(1, keepdims=True) * share",
-                "(1 - o) * count(n) + o * n.sum(1, keepdims=True) * count(share)"))
+               ("per_share = (1 - self.o) * (1 - self.read.sum()) + self.o",
+                "per_share = .9 * ((1 - self.o) * (1 - self.read.sum()) + self.o)"),
+               ("(1 - o) * read + o * read.sum(1, keepdims=True) * share",
+                "(1 - o) * count(read) + o * read.sum(1, keepdims=True) * count(share)"))
     source = "\n\n".join(map(inspect.getsource, (aioli.Forecast, aioli.fit_forecast)))
     for old, new in changes:
         assert source.count(old) == 1

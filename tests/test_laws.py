@@ -774,8 +774,8 @@ def a_run(law, shares, stretch):
 def test_a_forecast_is_what_the_run_will_show_at_its_end(m, seed):
     """Forecast(p) is the law at t = 1 of a run that goes on at p: the two forms of E agree."""
     law, p = a_forecast(seed, m), rng_of(seed).dirichlet(np.ones(m))
-    left = 1 - law.n.sum()
-    n = np.array([law.n, law.n + left * p])
+    left = 1 - law.read.sum()
+    n = np.array([law.read, law.read + left * p])
     E = (1 - law.o) * n[1] + law.o * n[1].sum() * p
     same(law(p), law.c + law.b / np.sqrt(E))
 
@@ -791,8 +791,8 @@ def test_a_forecast_fitted_to_a_run_that_follows_the_law_foretells_its_end(
     shares = [np.full(m, 1 / m)] * 6 + list(rng.dirichlet(np.full(m, 9.), 10))
     n, share, L = a_run(truth, shares, .03)
     law, p = fit_forecast(n, share, L), rng.dirichlet(np.full(m, 9.))
-    same(law(p), truth._replace(n=n[-1])(p), rtol=rtol)
-    same(law.n, n[-1])
+    same(law(p), truth._replace(read=n[-1])(p), rtol=rtol)
+    same(law.read, n[-1])
 
 
 def test_a_forecast_needs_three_validations():
@@ -865,7 +865,7 @@ def test_aioli_is_its_description(k, absent, seed, objective, eta, before):
     """Longhand, from any start, on noisy losses, on a run of its own or after steps on all groups;
     only the fit of the forecast is taken as it is."""
     rng, m = rng_of(seed), k + absent
-    law = a_forecast(seed, m)._replace(n=np.zeros(m))
+    law = a_forecast(seed, m)._replace(read=np.zeros(m))
     start = rng.permutation(np.r_[rng.uniform(.5, 1, k), np.zeros(absent)])
     start = p = start / start.sum()
     h, known, world = history(m), history(m), noisy(Run(law, 1000, 8), rng)
@@ -885,8 +885,8 @@ def test_aioli_is_its_description(k, absent, seed, objective, eta, before):
             continue
         known.rows = h.rows[:earlier + t + 1]
         law, slopes, pulls = aioli.forecast_end(known, 8000), [], []
-        left = 1 - sum(law.n)
-        for c, b, o, n, share in zip(law.c, law.b, law.o, law.n, p):
+        left = 1 - sum(law.read)
+        for c, b, o, n, share in zip(law.c, law.b, law.o, law.read, p):
             E = max((1 - o) * (n + left * share) + o * share, 1e-4)
             slope = b / 2 * E ** -1.5 * ((1 - o) * left + o)
             worth = math.exp(c + b / math.sqrt(E)) if objective == "perplexity" else 1.
@@ -902,12 +902,12 @@ def test_aioli_is_its_description(k, absent, seed, objective, eta, before):
 def test_where_a_run_follows_the_law_aioli_steps_on_its_slope(m, seed, objective):
     """What more of a group in the rest of the run takes off its loss at the end, times exp(loss)
     for perplexity, scaled to sum 1 and times eta m."""
-    truth = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    truth = a_forecast(seed, m)._replace(o=np.full(m, .3), read=np.zeros(m))
     rows = aioli_on(truth, objective=objective, eta=.1).trained()
     p = [row.request.p for row in rows]
     moves = 0
     for t in range(3, 10):
-        law = truth._replace(n=sum(row.windows for row in rows[:t + 1]) / 8000)
+        law = truth._replace(read=sum(row.windows for row in rows[:t + 1]) / 8000)
         pull = -np.diag(law.gradient(p[t])) * aioli.importance(law(p[t]), objective)
         moved = np.log(p[t + 1] / p[t])
         same(moved - moved.max(), .1 * m * (pull - pull.max()) / pull.sum(), rtol=1e-5, atol=1e-6)
@@ -920,7 +920,7 @@ def test_where_a_run_follows_the_law_aioli_steps_on_its_slope(m, seed, objective
 def test_aioli_ends_close_to_the_best_fixed_mixture_where_a_run_follows_the_law(
         m, seed, objective):
     """At least nine tenths of the way from uniform."""
-    truth = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    truth = a_forecast(seed, m)._replace(o=np.full(m, .3), read=np.zeros(m))
     h = aioli_on(truth, objective=objective)
     uniform, found, best = averages(truth, h, objective)
     assert found - best <= .1 * (uniform - best) + 1e-4
@@ -944,7 +944,7 @@ def test_a_round_of_aioli_moves_log_odds_by_eta_times_the_groups_at_most(m, seed
 @settings(max_examples=15)
 @given(ms, seeds, objectives)
 def test_aioli_stays_uniform_where_all_groups_are_alike_or_its_step_is_none(m, seed, objective):
-    law = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    law = a_forecast(seed, m)._replace(o=np.full(m, .3), read=np.zeros(m))
     alike = Forecast(*(np.full(m, part[0]) for part in law[:3]), np.zeros(m))
     for h in (aioli_on(alike, objective=objective), aioli_on(law, eta=0., objective=objective)):
         same([row.request.p for row in h.trained()], 1 / m, rtol=1e-6)
@@ -955,10 +955,10 @@ def test_aioli_stays_uniform_where_all_groups_are_alike_or_its_step_is_none(m, s
 def test_groups_that_aioli_does_not_start_with_are_never_trained_on(k, absent, seed, objective):
     """The others move as if those were not there, where the law is exact."""
     m = k + absent
-    law = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    law = a_forecast(seed, m)._replace(o=np.full(m, .3), read=np.zeros(m))
     start = rng_of(seed).permutation(m) < k
     h = aioli_on(law, start=start / k, objective=objective)
-    assert not h.windows()[:, ~start].any()
+    assert not h.read()[:, ~start].any()
     p = np.array([row.request.p for row in h.trained()])
     assert not p[:, ~start].any() and (p[:, start] > 0).all()
     same(p.sum(1), 1)
@@ -981,7 +981,7 @@ def test_false_that_one_mixture_is_best_for_loss_and_for_perplexity():
 def test_horizon_ends_lower_than_uniform_and_close_to_the_best_fixed_mixture(m, seed, objective):
     """Where the law holds: at least 80 % of the way, after a start at uniform that cannot be taken
     back."""
-    truth = a_forecast(seed, m)._replace(o=np.full(m, .3), n=np.zeros(m))
+    truth = a_forecast(seed, m)._replace(o=np.full(m, .3), read=np.zeros(m))
     h = horizon_on(truth, objective=objective)
     uniform, found, best = averages(truth, h, objective)
     assert found - best <= .2 * (uniform - best) + 2e-3
@@ -990,7 +990,7 @@ def test_horizon_ends_lower_than_uniform_and_close_to_the_best_fixed_mixture(m, 
 @settings(max_examples=10)
 @given(ms, seeds, st.floats(.05, 1))
 def test_no_log_share_moves_by_more_than_reach_against_another_but_twice(m, seed, reach):
-    h = horizon_on(a_forecast(seed, m)._replace(n=np.zeros(m)), reach=reach)
+    h = horizon_on(a_forecast(seed, m)._replace(read=np.zeros(m)), reach=reach)
     p = np.log([row.request.p for row in h.trained()])
     move = np.diff(p, axis=0)
     assert np.all(np.ptp(move, axis=1) <= 2 * reach + 1e-9)
@@ -1002,7 +1002,7 @@ def test_horizon_stays_uniform_where_all_groups_are_alike_and_until_it_knows_eno
     law = a_forecast(seed, m)
     alike = Forecast(*(np.full(m, part[0]) for part in law[:3]), np.zeros(m))
     same([row.request.p for row in horizon_on(alike).trained()], 1 / m, rtol=1e-4)
-    h = horizon_on(law._replace(n=np.zeros(m)), wait=.4)
+    h = horizon_on(law._replace(read=np.zeros(m)), wait=.4)
     assert all(np.array_equal(row.request.p, h.uniform) for row in h.trained()[:10])
 
 
@@ -1025,7 +1025,7 @@ def test_horizon_records_with_every_plan_minus_the_gradient_of_the_law_behind_it
 def test_validations_come_in_rounds_until_last_and_then_the_mixture_is_held(
         method, steps, rounds, last):
     h = history(2)
-    world = Run(a_forecast(1, 2)._replace(n=np.zeros(2)), steps, h.batch)
+    world = Run(a_forecast(1, 2)._replace(read=np.zeros(2)), steps, h.batch)
     drive(method(h, steps, rounds=rounds, wait=.5, last=last), world, h)
     asked = [row.request.steps for row in h.trained()]
     assert asked[:-1] == aioli.split(steps, rounds)[:len(asked) - 1] and sum(asked) == steps
@@ -1044,7 +1044,7 @@ def test_after_a_prior_horizon_counts_what_the_run_has_read_before_it():
     n = windows.cumsum(0) / 8000                            # of the whole run, prior and all
     law = fit_forecast(n, share, h.losses()[:len(rows)])
     plan = solve_static(law, floor=.02)
-    assert law.n.sum() == pytest.approx(.5 + .5 * .4) and .5 < plan[0] < .9
+    assert law.read.sum() == pytest.approx(.5 + .5 * .4) and .5 < plan[0] < .9
     same(h.last.request.p, plan, rtol=0, atol=.02)
 
 
@@ -1056,7 +1056,7 @@ def test_after_a_prior_aioli_does_too():
     known, rows, p = history(2), h.trained(), h.last.request.p
     known.rows = rows[:-1]
     found = aioli.forecast_end(known, 8000)
-    assert rows[0].request.steps == 500 and found.n.sum() == pytest.approx(.5 + .5 * .4)
+    assert rows[0].request.steps == 500 and found.read.sum() == pytest.approx(.5 + .5 * .4)
     before = rows[-2].request.p
     s = -np.diag(found.gradient(before)) * np.exp(found(before))
     same(p, lmo_step(before, np.diag(s / s.sum()), 1.))
@@ -1071,7 +1071,7 @@ def test_too_few_validations_are_refused_before_anything_trains_and_never_later(
     if prior:
         h.add(aioli.Train(h.uniform, round(1000 * prior)), loss=[4., 4.])
     steps, already = 1000 - round(1000 * prior), len(h.rows)
-    world = Run(a_forecast(1, 2)._replace(n=np.full(2, prior / 2)), 1000, h.batch)
+    world = Run(a_forecast(1, 2)._replace(read=np.full(2, prior / 2)), 1000, h.batch)
     with contextlib.suppress(ValueError):
         drive(method(h, steps, rounds=rounds, wait=wait), world, h)
     ends = np.cumsum(aioli.split(steps, rounds))
@@ -1101,7 +1101,7 @@ def test_a_floor_must_leave_a_choice():
 def test_a_forecast_is_not_fitted_to_what_the_warm_up_showed(method, warmup, inside):
     """While the rate still rises, losses say nothing about tokens: up to four fifths of the warm-up
     they do not count. A round is 4 % of the run here."""
-    law = a_forecast(0, 2)._replace(n=np.zeros(2))
+    law = a_forecast(0, 2)._replace(read=np.zeros(2))
 
     def forecast_and_mixtures(spoilt):
         h, world = history(2, warmup=warmup), Run(law, 1000, 8)
@@ -1128,7 +1128,7 @@ def test_the_end_of_a_long_warm_up_is_waited_for_and_it_is_said_how(method):
     h = history(2, warmup=.3)
     with pytest.raises(ValueError, match="raise --rounds or --wait, or lower --warmup"):
         next(method(h, 1000))
-    world = Run(a_forecast(1, 2)._replace(n=np.zeros(2)), 1000, h.batch)
+    world = Run(a_forecast(1, 2)._replace(read=np.zeros(2)), 1000, h.batch)
     drive(method(h, 1000, wait=.45, last=.6), world, h)
     planned = [row.request.A is not None for row in h.rows]
     assert planned == [False] * 12 + [True] * 4                     # up to 48 %, then to 60 %

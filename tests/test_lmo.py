@@ -1333,7 +1333,7 @@ def test_no_method_reads_a_group_too_often_under_caps_and_none_is_cut_without_ne
             yield aioli.Train(p, n)
 
     drive(aioli.capped(h, steps, method(), epochs), lambda request: dict(loss=np.ones(m)), h)
-    read = h.windows()[-1] * window
+    read = h.read()[-1] * window
     assert read.sum() == pytest.approx(steps * batch * window)
     assert (read <= epochs * sizes * (1 + 1e-9)).all()
     trained = np.array([row.request.p for row in h.trained()])
