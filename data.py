@@ -80,8 +80,8 @@ class Sampler:
     """
 
     def __init__(self, tokens, names, window, batch, seed, share=1.0):
-        """tokens: m arrays of ids. names: m. window: T tokens. batch: B windows. share: of each
-        group's windows, evenly spaced, that there are; so a short run can repeat as a long one.
+        """tokens: m arrays of ids. names: m. window: T tokens. batch: B windows. share: only this
+        share of each group's windows, evenly spaced, so that a short run repeats as a long one.
 
         Raises DataError if a group has not one window.
         """
@@ -89,14 +89,14 @@ class Sampler:
         self.names = list(names)
         self.window, self.batch_size, self.seed = window, batch, seed
 
-        self.windows = np.array([(len(ids) - 1) // window for ids in tokens])   # (m,) in an epoch
-        for name, ids, count in zip(self.names, tokens, self.windows, strict=True):
+        available = np.array([(len(ids) - 1) // window for ids in tokens])      # (m,)
+        for name, ids, count in zip(self.names, tokens, available, strict=True):
             if count < 1:
                 raise DataError(f"group {name} has {len(ids)} training tokens, "
                                 f"but a window takes {window + 1}: add text")
 
         self.spacing = 1 / share                                  # from one to the next
-        self.windows = np.maximum(1, (self.windows * share).astype(int))
+        self.windows = np.maximum(1, (available * share).astype(int))           # (m,) of an epoch
         self.drawn = np.zeros(len(self.names), np.int64)          # (m,) windows so far
         self.carry = np.zeros(len(self.names), np.int64)          # (m,) asked - planned, billionths
         self.shuffled_part = [None] * len(self.names)             # which part `shuffled` holds
@@ -385,7 +385,7 @@ class Form(NamedTuple):
 
 
 def own_files(root, form, apart):
-    """({group: its files}, {name of what is not read: why}) of a user's folder, by alphabet.
+    """({group: its files}, {name of what is not read: why}) of a user's folder, in order of names.
 
     Links are followed, but nothing is read twice. apart: {folder: what it is instead of text}.
     Raises DataError.

@@ -117,7 +117,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator):
-        """Pythia's initialisation, worth more at laptop size than any other choice in this file.
+        """Pythia's initialisation, worth much at laptop size.
 
         Normal with std sqrt(2 / (5 width)) everywhere ("small init", Nguyen and Salazar 2019), but
         2 / (layers sqrt(width)) for the two matrices of a block that write to the residual stream

@@ -51,12 +51,12 @@ import model
 
 
 def cosine(t):
-    """What is left, at share t of the decay, of the peak rate above the last: from 1 to 0."""
+    """Share of (peak - last rate) that is left at share t of the decay: from 1 to 0."""
     return (1 + math.cos(math.pi * t)) / 2
 
 
 def constant(t):
-    """As cosine: 1 at first, then down in a line in the last fifth of what follows the warm-up."""
+    """As cosine: 1, then in a line to 0 over the last fifth of the decay."""
     return min(1, 5 * (1 - t))
 
 
@@ -95,7 +95,7 @@ class Config:
     preset: str = "laptop"      # a name in model.PRESETS
     init: str = ""              # weights to begin with: model.safetensors of a Pythia of that shape
     steps: int = 4000           # optimiser steps of the main run, probes included
-    batch: int = 8              # windows per step; small steps win at equal tokens on a laptop
+    batch: int = 8              # windows per step; small batches win at equal tokens on a laptop
     lr: float = 8e-3            # peak learning rate; the best of .004 to .012 on the laptop model
     warmup: float = 0.1         # share of the steps with rising rate
     schedule: str = "cosine"    # of the rate: cosine; or constant, which falls in the last fifth
@@ -276,7 +276,7 @@ class Trainer:
         self.curve = []             # [step, losses] of the main run, between its requests' ends
         self.eval_seconds = 0.0
         self.unseen = []            # numbers of the last steps, on a GPU not looked at yet
-        self.finite = {}            # (run, what): the last numbers that were finite, their step
+        self.last_finite = {}       # (run, what): the last numbers that were finite, their step
 
     def on_step(self, request, run, loss):
         """Called after every optimiser step; `train` puts its progress line here."""
@@ -388,9 +388,9 @@ class Trainer:
         values: one, or an array whose last axis is of the groups `group`, by default all m."""
         is_bad = ~(np.abs(values) < limit)                          # NaN, too
         if not is_bad.any():
-            self.finite[run.name, what] = values, step
+            self.last_finite[run.name, what] = values, step
             return
-        before, at = self.finite.get((run.name, what), (math.nan, None))
+        before, at = self.last_finite.get((run.name, what), (math.nan, None))
         last = "none" if at is None else f"{np.mean(before):.4g} at step {at}"
         if np.ndim(values):
             group = np.broadcast_to(np.arange(self.m) if group is None else group, is_bad.shape)
@@ -401,7 +401,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, run, windows=None):
-        """Mean loss of each group on fixed windows, (m,) nats per token. Changes nothing.
+        """Mean loss of each group on fixed windows, (m,) nats per token. Trains nothing.
 
         Raises Diverged."""
         began = time.perf_counter()
@@ -519,9 +519,9 @@ class Trainer:
         of_batch[np.setdiff1d(np.arange(self.m), group)] = math.nan
         for j in np.unique(group):
             rows = np.flatnonzero(group == j)
-            parts[j] = self.gradient(run, x[rows], y[rows], of_batch[j])
+            parts[j] = self.gradient_of(run, x[rows], y[rows], of_batch[j])
         for i, rows in enumerate(aims):
-            self.gradient(run, val_x[rows], val_y[rows], of_targets[i])
+            self.gradient_of(run, val_x[rows], val_y[rows], of_targets[i])
 
         reduce(self.gradients)
         A, norm = of_targets @ of_batch.T, of_batch.norm(dim=1)     # (m, m), (m,)
@@ -529,7 +529,7 @@ class Trainer:
                        target_norm=float(of_targets.mean(0).norm()))
         return signals, parts
 
-    def gradient(self, run, x, y, out):
+    def gradient_of(self, run, x, y, out):
         """Gradient of the mean loss of these windows, flat, into out, (parameters,) -> out; the
         share of this process."""
         self.backward(run, x, y)
@@ -614,7 +614,7 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
         row = None
         if known and same_request(request, known[0].request):
             row = known.pop(0)
-        if past:                                                    # which has what was known then
+        if past:                        # on resume it has the known rows, too: both lists advance
             row = past.pop(0)
             if not same_request(request, row.request):
                 raise ValueError("the checkpoint is of another run; use another --out")
@@ -1430,11 +1430,7 @@ def first_alone(work):
 
 # --- The command line: flags are made from Config and from the method's keyword arguments.
 
-# what a single run does not take, flags and, as patterns, values; and which command does
-COMPARE, FIDELITY, LAWS = (f"python -m paper.{name}" for name in ("compare", "fidelity", "laws"))
-MOVED = {"--quick": COMPARE, "--seeds": COMPARE, "--controls": COMPARE, "--jobs": COMPARE,
-         "--fidelity": FIDELITY, "--fork": FIDELITY, "--table": FIDELITY, "--holdout": LAWS,
-         "--runs": LAWS}
+# values, as patterns, that are of a comparison and not of a single run
 SEVERAL = dict(method="all|.*[,:].*", prior="all|.*,.*", groups="sets")
 
 
@@ -1495,7 +1491,8 @@ def defaults_of(argv):
     defaults = vars(Config()) | (PAPER if given.get("preset") == "paper" else {})
     for name, pattern in SEVERAL.items():
         if re.fullmatch(pattern, given.get(name, "")):
-            raise ValueError(f"{flag(name)} {given[name]} is for a comparison; use {COMPARE}")
+            raise ValueError(f"{flag(name)} {given[name]} is for a comparison; use "
+                             "python -m paper.compare")
     return given.get("method", defaults["method"]), defaults
 
 
@@ -1540,8 +1537,6 @@ def parse(argv):
 def refuse_unknown(word, method, flags):
     """A word of the command line that no flag took. Raises ValueError."""
     word = word.split("=")[0]
-    if word in MOVED:
-        raise ValueError(f"{word} is not for a single run; use {MOVED[word]}")
     if not word.startswith("-"):
         raise ValueError(f"{word!r} is not the value of any flag; lists are joined by + or by "
                          "commas, without spaces")

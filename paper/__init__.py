@@ -1,4 +1,4 @@
-"""What re-makes, measures and explains the paper's tables; each module is a command."""
+"""What re-makes, measures and explains the paper's tables; most modules are commands."""
 import signal
 import sys
 

@@ -1,7 +1,7 @@
 """The comparison: every method on every data set with every seed, held against uniform sampling.
 
     python -m paper.compare --quick                     # a first look: one seed, two data sets
-    python -m paper.compare --groups sets --seeds 5     # all methods, all data sets: the tables
+    python -m paper.compare --groups sets --seeds 5     # the methods of rows.py, all data sets
     python -m paper.compare --method aioli:eta=2,horizon:perplexity --seeds 3 --lr .004
     python -m paper.compare --groups sets --prior all --method aioli,horizon:perplexity
 
@@ -40,7 +40,7 @@ PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
 SWEPT = ("grid", "dml", "power", "olmix", "regmix")     # they begin with the same scratch runs
 MOVING = ("skillit", "aioli_rounds", "aioli_published", "perplexity_weighted", "odm", "grape",
           "aioli", "horizon", "ado")        # they change the mixture during the run
-NOT_SHARED = ("method", "groups", "seed", "out", "cache", "resume", "runs", "past", "prior")
+NOT_SHARED = ("method", "groups", "seed", "out", "cache", "resume", "past", "prior")
 ONLY_AFTER = ("first", "restart")           # flags of runs on top of a prior
 worker = threading.local()                  # .environment: what its processes get beside ours
 
@@ -246,7 +246,7 @@ def hear_first_requests(lines, corpora, config):
 
 
 def jobs_of(lines, groups, seed, controls=False):
-    """The runs of one data set and seed, dear ones first. All that start with a sweep share one."""
+    """The runs of one data set and seed, long ones first. All that start with a sweep share one."""
     plain = [line for line in lines if line.kind != "after"]
     after = [line for line in lines if line.kind == "after"]
     swept = [line for line in plain if (line.prior or line.method) in SWEPT]
