@@ -119,28 +119,39 @@ class History:
     def __init__(self, groups, sizes, batch, seed=0, warmup=.1, window=None, bytes_per_token=None,
                  scratch=1.0):
         self.groups = list(groups)
-        self.sizes = np.asarray(sizes, float).reshape(len(self.groups))
+        self.m = len(self.groups)
+        self.sizes = self.per_group("sizes", sizes)
         self.batch = batch
         self.seed = seed
         self.warmup = warmup
         self.window = window
         self.bytes_per_token = bytes_per_token
         self.scratch = scratch
-        self.m = len(self.groups)
         if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
             raise ValueError(f"sizes must be above 0, not {self.listing(self.sizes)}")
+        if not 0 < batch < np.inf:
+            raise ValueError(f"batch must be windows of a step, above 0, not {batch}")
         if bytes_per_token is not None:
-            self.bytes_per_token = b = np.asarray(bytes_per_token, float).reshape(self.m)
+            self.bytes_per_token = b = self.per_group("bytes_per_token", bytes_per_token)
             if not (finite(b) & (b > 0)).all():
                 raise ValueError(f"bytes_per_token must be above 0, not {self.listing(b)}")
         self.uniform = np.full(self.m, 1 / self.m)
         self.rng = np.random.default_rng(seed)
         self.rows = []
 
-    def empty(self):
-        """A History of the same text, of nothing measured; its scratch runs are whole ones."""
-        return History(self.groups, self.sizes, self.batch, self.seed, self.warmup, self.window,
-                       self.bytes_per_token)
+    def per_group(self, what, values):
+        """A number for each group as an array (m,). Raises ValueError."""
+        try:
+            return np.array(values, float).reshape(self.m)
+        except (TypeError, ValueError):
+            raise ValueError(f"{what} must be {self.m} numbers, one for each of "
+                             f"{', '.join(map(str, self.groups))}, not {values!r}") from None
+
+    def empty(self, share=1.0):
+        """A History of nothing measured, of this share of the same text; its scratch runs are whole
+        ones."""
+        return History(self.groups, share * self.sizes, self.batch, self.seed, self.warmup,
+                       self.window, self.bytes_per_token)
 
     def scratch_steps(self, steps):
         """Length of a scratch run beside a run of `steps`."""
@@ -150,17 +161,20 @@ class History:
         """Record an answer. Without `windows` the mixture counts as realised exactly.
 
         loss: (m,) nats per token, after a Train.  signals: the dict that a Peek describes.
-        windows: (m,) drawn of each group.  measured: further fields of a Row.
+        windows: (m,) drawn of each group, `batch` a step.  measured: further fields of a Row.
         Raises ValueError for numbers that are not finite. Only a scratch run may have diverged,
         which `finished` sees to, and a Peek has NaN for groups that are not in its batch.
         """
         p = np.asarray(request.p, float)
         batches = {Train: getattr(request, "steps", 0), Peek: 1, Update: 0}[type(request)]
-        counted = windows is not None
-        windows = np.asarray(windows if counted else batches * self.batch * p).reshape(self.m)
-        if not (finite(windows) & (windows >= 0)).all() or (batches and not windows.any()):
-            raise ValueError(f"windows must be what was drawn of each group, not {windows}")
-        reply = signals if loss is None else np.array(loss, float).reshape(self.m)
+        counted, drawn = windows is not None, batches * self.batch
+        windows = self.per_group("windows", windows if counted else drawn * p)
+        if not (finite(windows) & (windows >= 0)).all() or not abs(windows.sum() - drawn) <= 1:
+            raise ValueError(f"windows must be what was drawn of each group, {drawn} in all "
+                             f"({batches} steps of {self.batch}), not {self.listing(windows)}")
+        reply = signals if loss is None else self.per_group("loss", loss)
+        if isinstance(request, Train) and loss is None:
+            raise ValueError("a Train is answered by loss=, the validation losses after it")
         self.require_finite(request, reply, windows, counted)
         share = windows / windows.sum() if windows.sum() else p
         self.rows.append(Row(request, reply, share, windows, **measured))
@@ -251,11 +265,15 @@ def lmo_step(p, A, eta):
     """The framework's update: a step of size eta on the column sums of A, (K, m) -> p (m,).
 
     Skill-It, DoReMi, DoGE and Aioli are choices of A; the rest is this line. Raises ValueError for
-    an A that is not finite.
+    an A that is no such matrix (a method without transfer gives a diagonal one) or not finite.
 
     >>> lmo_step([.5, .5], np.array([[.7, .1], [.3, -.1]]), eta=.2).round(4)
     array([0.5498, 0.4502])
     """
+    A = np.asarray(A, float)
+    if A.ndim != 2 or A.shape[1] != len(p):
+        raise ValueError(f"A must be a matrix with a column for each of {len(p)} groups, as "
+                         f"np.diag(L), not of shape {A.shape}")
     if not np.isfinite(eta * A.sum(0)).all():
         raise ValueError("the scores of the groups are not finite; lower eta, or the learning rate")
     return egd(p, A.sum(0), eta)
@@ -425,6 +443,7 @@ def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
 
 def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
     """A sweep, the law fitted to it, and the mixture that this proposes."""
+    import_torch()                                  # before anything trains
     check(kl=kl)
     check_prior_counts(kl, mixture_prior != "natural")
     prior = prior_of(h, mixture_prior)
@@ -521,7 +540,7 @@ def doremi(h, steps, eta=1.0, smoothing=1e-3):
         w = (1 - smoothing) * lmo_step(w, A, eta) + smoothing * h.uniform
         yield Update(w, on="proxy")
         total += w
-    yield Train(total / n, steps)
+    yield Train(total / n if n else w, steps)
 
 
 def doge(h, steps, mu=.05, cap=5.0):
@@ -562,7 +581,7 @@ def doge(h, steps, mu=.05, cap=5.0):
         w = lmo_step(w, row, 1 / mu)
         yield Update(w, on="proxy")
         total += w
-    yield Train(total / n, steps)
+    yield Train(total / n if n else w, steps)
 
 
 # --- Aioli as published: A is measured inside the run, by short probes.
@@ -950,9 +969,9 @@ def perplexity_weighted(h, steps, rounds=10, eta=.5):
     rounds: updates of the mixture.  eta: step size.
     """
     check(rounds=rounds, eta=eta)
-    p = h.uniform
+    p, parts = h.uniform, split(steps, rounds)
     L = yield Train(p, 0)
-    for n in split(steps, rounds):
+    for n in parts:
         A = normalise(np.diag(importance(L, "perplexity")))
         p = lmo_step(p, A, eta)
         L = yield Train(p, n, A=A)
@@ -1170,6 +1189,7 @@ def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural",
     mixture_prior: natural, uniform, or shares joined by +.
     Raises ValueError where the History does not know how many tokens a window has.
     """
+    import_torch()
     check(kl=kl, epochs=epochs)
     caps, prior = caps_of(h, steps, epochs), prior_of(h, mixture_prior)
     form, w = what_counts(h, objective)
@@ -1256,6 +1276,15 @@ def import_lightgbm():
     except ImportError:
         raise ValueError("regmix needs LightGBM: pip install lightgbm") from None
     return lightgbm
+
+
+def import_torch():
+    """The package, as import_lightgbm."""
+    try:
+        import torch
+    except ImportError:
+        raise ValueError("fitting this law needs torch: pip install torch") from None
+    return torch
 
 
 # === Part three: what methods share. (Skip it at first.)
@@ -1473,6 +1502,7 @@ def solve_static(law, weights=None, objective="loss", starts=1, floor=0.0, prior
     prior = np.full(law.m, 1 / law.m) if prior is None else check_prior(prior, law.m)
     room = 1 - law.m * floor                                            # p = floor + room * share
     caps = (np.full(law.m, np.inf) if caps is None else np.asarray(caps, float) - floor) / room
+    caps = np.where(caps == 0, 1e-200, caps)                            # 0 log 0 is no number
 
     def total(p, L):
         height = goal(L, objective, w)
@@ -1611,7 +1641,7 @@ def fit(build, guess, mixtures, losses, delta=.02, iterations=300):
     L-BFGS in float64. delta, nats: errors beyond it count linearly, so that one run that went wrong
     does not bend the law. Warns where a loss has fewer runs than there are numbers to fit.
     """
-    import torch
+    torch = import_torch()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)                                        # small arrays lose by sharing
     ends = []
@@ -1630,7 +1660,7 @@ def fit(build, guess, mixtures, losses, delta=.02, iterations=300):
 
 def polish(build, start, P, y, delta, iterations):
     """L-BFGS from start (d,) on the Huber error of one loss y (R,) -> error, or inf, and x (d,)."""
-    import torch
+    torch = import_torch()
     P, y = torch.tensor(P, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
     x = torch.tensor(start[None], dtype=torch.float64, requires_grad=True)          # (1, d)
     solver = torch.optim.LBFGS([x], max_iter=iterations, history_size=30, tolerance_grad=1e-10,
@@ -1727,7 +1757,7 @@ def learn_mixture(method, h, steps):
     before it, as that mixture is known by then. Of a method that keeps moving, the average over
     the run is taken, as the paper does.
     """
-    inner = h.empty()
+    inner = h.empty(h.scratch)              # as much text as scratch runs may read
     program, reply = method(inner, steps), None
     while True:
         try:

@@ -33,6 +33,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 import zipfile
 from collections import Counter
 from contextlib import (contextmanager, nullcontext, redirect_stderr, redirect_stdout,
@@ -61,7 +62,7 @@ def constant(t):
 
 
 SCHEDULES = dict(cosine=cosine, constant=constant)
-LONGEST_NAME = 120          # characters of a folder
+LONGEST_NAME = 120          # bytes of a folder's name
 OURS = ("history", "checkpoint", "result", "model", "run", "before")    # what a run leaves there
 WINDOWS = 9 * 10 ** 9       # of a run: data.py counts their billionths in 64 bits
 MANY_EPOCHS = 4             # up to here text that is repeated is nearly worth new text
@@ -430,6 +431,10 @@ class Trainer:
         Raises ValueError for a run that has come to its end.
         """
         run = self.run(request.on, request.total_steps or request.steps)
+        done = run.step - (self.done or 0)
+        if request.on == "main" and done + request.steps > run.total_steps:
+            raise ValueError(f"{self.config.method} asks for {request.steps} steps of the main run "
+                             f"at step {done}; they have to add up to --steps {run.total_steps}")
         if run.optimizer is None and request.steps and not run.diverged:
             raise ValueError(f"run {request.on} ended after {run.total_steps} steps; give its "
                              "first Train as total_steps what all its requests have together")
@@ -541,6 +546,9 @@ class Trainer:
         """Answer an Update: a step on sum_j w_j (loss of group j), from what the Peek left."""
         if request.on not in self.peeked:
             raise ValueError(f"an Update of run {request.on} needs a Peek at it just before")
+        if np.shape(request.w) != (self.m,) or not np.isfinite(request.w).all():
+            raise ValueError(f"the weights of an Update must be {self.m} finite numbers, not "
+                             f"{request.w}")
         run, parts = self.runs[request.on], self.peeked.pop(request.on)
         total = sum(float(request.w[j]) * part for j, part in parts.items())
         if total.dim() == 0:                                        # a loss
@@ -618,6 +626,8 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
             row = past.pop(0)
             if not same_request(request, row.request):
                 raise ValueError("the checkpoint is of another run; use another --out")
+        elif trainer.done is not None:                              # half of it is trained
+            row = None
         if row:
             history.rows.append(row)
         else:
@@ -911,7 +921,7 @@ IDLE = ("data", "text_field", "group_field", "document_mark", "out", "cache", "p
 # flags that may change from one part of an interrupted run to the next
 MAY_CHANGE = (*IDLE, "threads", "device", "compile", "micro_batch")
 # flags that the scratch runs of --past do not depend on
-NOT_OF_SCRATCH_RUNS = (*IDLE, "method", "prior", "max_epochs")
+NOT_OF_SCRATCH_RUNS = (*IDLE, "method", "prior", "first", "restart", "max_epochs")
 # flags that make a mixture, and none for uniform sampling
 OF_MIXTURE = ("method", "past", "prior", "first", "restart", "scratch")
 
@@ -931,7 +941,10 @@ def as_flags(values):
     """{name: value} as words of a command line."""
     words = []
     for name, value in values.items():
-        words += [flag(name)] if value is True else [flag(name), str(value)]
+        if str(value).startswith("-"):
+            words += [f"{flag(name)}={value}"]                      # not a flag of its own
+        else:
+            words += [flag(name)] if value is True else [flag(name), str(value)]
     return words
 
 
@@ -957,7 +970,11 @@ def scratch_runs(config, text):
     """The scratch rows of --past, a history.jsonl whose run had this run's seed, text and model.
 
     Not those of a model that another request goes on with: it has to be there. ValueError."""
-    result = read_result(Path(config.past).parent / "result.json")
+    finished = Path(config.past).parent / "result.json"
+    if not Path(config.past).is_file() or not finished.is_file():
+        raise ValueError(f"--past {config.past}: no finished run is there; name the history.jsonl "
+                         "in its folder, or leave it out")
+    result = read_result(finished)
     rows = read_history(config.past)
     theirs = flags_of(result["config"], {}, result["text"])
     other = difference(theirs, flags_of(config, {}, text), NOT_OF_SCRATCH_RUNS)
@@ -1079,7 +1096,7 @@ def tell_idle(config, history, took_over):
     if config.past and not took_over:
         print(f"note: --past changed nothing: {config.method} asked for none of its runs")
     if config.scratch < 1 and not set(steps_taken(history.rows)) - {"main"}:
-        print(f"note: --scratch changed nothing: {config.method} has no extra runs")
+        print("note: --scratch changed nothing: this run needed no extra ones")
 
 
 def folder_name(config, settings, groups):
@@ -1092,9 +1109,14 @@ def folder_name(config, settings, groups):
     words = [f"{name.replace('_', '-')}-{value}" for name, value in given.items()
              if name not in left_out and value != usual[name]]
     name = "-".join([config.method, "+".join(groups), f"s{config.seed}", *words])
-    name = re.sub(r"[^\w.+-]+", "_", name)
-    digest = hashlib.md5(name.encode()).hexdigest()[:8]
-    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{digest}"
+    return fit_for_disk(re.sub(r"[^\w.+-]+", "_", name))
+
+
+def fit_for_disk(name):
+    """A name of a folder, cut if it is long; what was cut off is told apart by a digest."""
+    raw = name.encode()
+    cut = raw[:LONGEST_NAME].decode(errors="ignore")
+    return name if len(raw) <= LONGEST_NAME else f"{cut}-{hashlib.md5(raw).hexdigest()[:8]}"
 
 
 def refuse_other_run(out, config, flags):
@@ -1117,6 +1139,8 @@ def program(config, settings, history):
     ValueError."""
     method = functools.partial(pick("method", config.method, aioli.METHODS), **settings)
     generator = on_prior(config, method, history) if config.prior else method(history, config.steps)
+    if not inspect.isgenerator(generator):
+        raise ValueError(f"{config.method} is no method: it has to yield its requests")
     if config.max_epochs:
         return aioli.capped(history, config.steps, generator, config.max_epochs)
     return generator
@@ -1129,6 +1153,7 @@ def on_prior(config, method, history):
         raise ValueError(f"--restart prior: {config.method} always starts from uniform; use "
                          f"--restart uniform or aioli")
     if "+" in config.prior:
+        aioli.parse_mixture(config.prior, history.groups, "--prior")
         prior = functools.partial(aioli.fixed, mixture=config.prior)
     else:
         prior = pick("prior", config.prior, aioli.METHODS)
@@ -1341,7 +1366,9 @@ def pyplot():
 def save_figure(figure, path):
     """Write a picture, and free its memory."""
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=130)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")         # a font that lacks letters says so, each time
+        figure.savefig(content, format=path.suffix[1:], dpi=130)
     write(path, content.getvalue())
     pyplot().close(figure)
 
@@ -1359,12 +1386,14 @@ def picture(result, history, path):
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
     for axis in (top, bottom):
         axis.set_prop_cycle(color=COLOURS)
-    top.step([step for step, _ in mixtures], shares, where="post", label=result["groups"])
-    bottom.plot(*zip(*sorted(measured)))
+    lines = top.step([step for step, _ in mixtures], shares, where="post")
+    bottom.plot(*zip(*sorted(measured)), marker="." if len(measured) == 1 else None)
 
+    names = [name[:14].replace("$", r"\$") for name in plain_names(result["groups"])]
+    labels = [f" {name}" if name.startswith("_") else name for name in names]   # _: not shown
     title = f"{result['method']}, seed {result['seed']}"
     top.set(ylabel="mixture (share of windows)", ylim=(0, None), title=title)
-    top.legend(ncols=4, fontsize="small", frameon=False)
+    top.legend(lines, labels, ncols=4, fontsize="small", frameon=False)
     bottom.set(xlabel="step", ylabel="validation loss (nats per token)")
     save_figure(figure, path)
 
@@ -1430,7 +1459,11 @@ def first_alone(work):
 
 # --- The command line: flags are made from Config and from the method's keyword arguments.
 
-# values, as patterns, that are of a comparison and not of a single run
+# what a single run does not take, flags and, as patterns, values; and which command does
+COMPARE, FIDELITY, LAWS = (f"python -m paper.{name}" for name in ("compare", "fidelity", "laws"))
+MOVED = {"--quick": COMPARE, "--seeds": COMPARE, "--controls": COMPARE, "--jobs": COMPARE,
+         "--fidelity": FIDELITY, "--fork": FIDELITY, "--table": FIDELITY, "--holdout": LAWS,
+         "--runs": LAWS}
 SEVERAL = dict(method="all|.*[,:].*", prior="all|.*,.*", groups="sets")
 
 
@@ -1491,8 +1524,7 @@ def defaults_of(argv):
     defaults = vars(Config()) | (PAPER if given.get("preset") == "paper" else {})
     for name, pattern in SEVERAL.items():
         if re.fullmatch(pattern, given.get(name, "")):
-            raise ValueError(f"{flag(name)} {given[name]} is for a comparison; use "
-                             "python -m paper.compare")
+            raise ValueError(f"{flag(name)} {given[name]} is for a comparison; use {COMPARE}")
     return given.get("method", defaults["method"]), defaults
 
 
@@ -1537,6 +1569,8 @@ def parse(argv):
 def refuse_unknown(word, method, flags):
     """A word of the command line that no flag took. Raises ValueError."""
     word = word.split("=")[0]
+    if word in MOVED:
+        raise ValueError(f"{word} is not for a single run; use {MOVED[word]}")
     if not word.startswith("-"):
         raise ValueError(f"{word!r} is not the value of any flag; lists are joined by + or by "
                          "commas, without spaces")

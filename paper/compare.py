@@ -38,8 +38,7 @@ TRAIN = str(Path(train.__file__).resolve())
 QUICK = ("python+csv", "python+prose")
 PRIORS = ("grid", "dml", "power", "skillit", "doremi", "doge")
 SWEPT = ("grid", "dml", "power", "olmix", "regmix")     # they begin with the same scratch runs
-MOVING = ("skillit", "aioli_rounds", "aioli_published", "perplexity_weighted", "odm", "grape",
-          "aioli", "horizon", "ado")        # they change the mixture during the run
+STILL = ("stratified", "fixed", "natural", "unimax", "doremi", "doge", *SWEPT)  # one mixture a run
 NOT_SHARED = ("method", "groups", "seed", "out", "cache", "resume", "past", "prior")
 ONLY_AFTER = ("first", "restart")           # flags of runs on top of a prior
 worker = threading.local()                  # .environment: what its processes get beside ours
@@ -62,6 +61,8 @@ class Flags:
     def __post_init__(self):
         if min(self.seed, self.jobs) < 0 or self.seeds < 1:
             raise ValueError("--seed and --jobs must be at least 0, and --seeds at least 1")
+        if self.controls and self.prior:
+            raise ValueError("--controls is for runs without --prior; leave out one of them")
         if self.quick and (self.method, self.groups) != (Flags.method, Flags.groups):
             raise ValueError("--quick has its own methods and data sets; leave it out to choose")
 
@@ -168,8 +169,8 @@ def run_job(job, needed, setup):
     """
     entry, text = job.entry, setup.texts[job.entry.groups]
     out, shared = run_folder(setup.folder, entry), shared_flags(setup.config, entry.kind)
-    flags = ["--groups", entry.groups, "--seed", str(entry.seed), "--out", str(out),
-             "--cache", setup.config.cache, *shared, *own_flags(job, needed, setup)]
+    places = dict(groups=entry.groups, seed=entry.seed, out=out, cache=setup.config.cache)
+    flags = [*train.as_flags(places), *shared, *own_flags(job, needed, setup)]
     if job.needs and entry.kind in ("method", "throughout"):        # the same sweep
         past = run_folder(setup.folder, job.needs) / "history.jsonl"
         flags += ["--past", str(past)] if past.exists() else []
@@ -251,7 +252,7 @@ def jobs_of(lines, groups, seed, controls=False):
     after = [line for line in lines if line.kind == "after"]
     swept = [line for line in plain if (line.prior or line.method) in SWEPT]
     others = [line for line in plain if line not in swept]
-    moving = [line for line in plain if line.kind == "method" and line.method in MOVING]
+    moving = [line for line in plain if line.kind == "method" and line.method not in STILL]
     averages = {line._replace(kind="average"): line for line in moving} if controls else {}
 
     needs = {line: swept[0] for line in swept[1:]} | averages

@@ -274,7 +274,7 @@ def main(argv=None):
     def command():
         arguments = sys.argv[1:] if argv is None else argv
         fidelity(*compare.parse_flags(arguments, Flags, "paper.fidelity", __doc__,
-                                      hidden=compare.ONLY_AFTER))
+                                      hidden=(*compare.ONLY_AFTER, "max_epochs", "scratch")))
 
     return train.exit_code("paper.fidelity", command)
 

@@ -124,7 +124,8 @@ def ordered(rows):
 
 def run_folder(out, entry):
     """The folder of one run."""
-    return Path(out) / entry.groups / f"{re.sub('[ :=]', '-', entry.label)}-s{entry.seed}"
+    name = f"{re.sub('[ :=]', '-', entry.label)}-s{entry.seed}"
+    return Path(out) / train.fit_for_disk(entry.groups) / train.fit_for_disk(name)
 
 
 def read_sweep(folder):

@@ -434,6 +434,7 @@ def test_rows_of_another_machine_are_used_but_not_without_a_word(tmp_path, capsy
     (["--steps", "0"], "--steps"),
     (["--quick", "--method", "aioli,dml"], "its own methods"),
     (["--quick", "--groups", "code+law"], "its own methods"),
+    (["--controls", "--prior", "grid"], "--controls is for runs without --prior"),
     (["--first", ".3"], "changes nothing without --prior"),
     (["--restart", "prior"], "changes nothing without --prior"),
     (["--past", "nowhere.jsonl"], "unknown flag of paper.compare '--past'"),
@@ -576,6 +577,14 @@ def test_a_prior_whose_run_is_gone_is_asked_for(compare_here, tmp_path, capsys):
     shutil.rmtree(tmp_path / "out" / "code+law")
     assert compare_here("--method", "natural:alpha=.5", "--prior", "fixed") == 2
     assert "take its line out of compare.csv" in capsys.readouterr().err
+
+
+def test_a_method_of_ones_own_has_its_control(monkeypatch):
+    monkeypatch.setitem(aioli.METHODS, "mine", aioli.aioli)
+    lines = [parse_method(name) for name in ("stratified", "mine", "aioli_diagonal", "unimax")]
+    jobs = compare.jobs_of(lines, "a+b", 0, controls=True)
+    controlled = [job.needs.method for job in jobs if job.entry.kind == "average"]
+    assert controlled == ["mine", "aioli_diagonal"]
 
 
 def test_the_controls_train_on_the_average_mixture_and_for_all_the_steps(compare_here, tmp_path):

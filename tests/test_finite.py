@@ -327,6 +327,40 @@ def test_a_mixture_of_ones_own_is_finite(mixture):
         next(aioli.fixed(history(2), 10, mixture=mixture))
 
 
+@pytest.mark.parametrize("answer, says", [
+    (dict(windows=[24., 8.]), "windows must be .* 16 in all .2 steps of 8., not a 24, b 8"),
+    (dict(windows=[512., 512.]), "windows must be what was drawn"),             # tokens
+    (dict(windows=[16.]), "windows must be 2 numbers, one for each of a, b"),
+    (dict(loss=[1., 2., 3.]), "loss must be 2 numbers, one for each of a, b"),
+    (dict(loss={"a": 1., "b": 2.}), "loss must be 2 numbers"),
+    (dict(loss=None), "a Train is answered by loss="),
+])
+def test_an_answer_in_other_units_or_of_other_shape_is_refused(answer, says):
+    h = history(2)
+    with pytest.raises(ValueError, match=says):
+        h.add(Train(h.uniform, 2), **{"loss": [1., 2.], **answer})
+    assert not h.rows
+
+
+@pytest.mark.parametrize("batch", [0, -8, NAN, np.inf])
+def test_a_batch_is_windows(batch):
+    with pytest.raises(ValueError, match="batch must be windows of a step, above 0"):
+        history(2, batch=batch)
+
+
+@pytest.mark.parametrize("A", [[1., 2.], [[1.], [2.]], 3., [[1., 2., 3.]]])
+def test_a_step_on_what_has_no_column_for_each_group_is_refused(A):
+    """Column sums of a vector are one number, which would move nothing."""
+    with pytest.raises(ValueError, match="A must be a matrix with a column for each of 2 groups"):
+        aioli.lmo_step([.5, .5], A, eta=1.)
+
+
+def test_a_method_hears_of_its_rounds_before_its_prior_trains():
+    h = history(2)
+    with pytest.raises(ValueError, match="cannot be cut into 12 rounds"):
+        next(aioli.with_prior(h, 20, aioli.perplexity_weighted, aioli.doremi, rounds=12))
+
+
 @pytest.mark.parametrize("method", ["doremi", "doge"])
 def test_a_proxy_of_no_steps_leaves_equal_shares(method):
     h = history(2)

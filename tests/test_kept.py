@@ -268,6 +268,7 @@ def test_the_folders_name_says_what_differs_from_the_defaults():
     long = name(groups=[f"a-very-long-name-of-a-group-{i}" for i in range(24)])
     other = name(groups=[f"a-very-long-name-of-a-group-{i}" for i in range(1, 25)])
     assert len(long) < 140 and long != other and "/" not in name("--data", "../..")
+    assert len(name(groups=[f"長い名前{i}" for i in range(24)]).encode()) < 140
 
 
 def test_a_finished_run_is_not_written_over_by_another(tmp_path):

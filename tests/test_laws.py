@@ -454,6 +454,15 @@ def test_under_caps_and_near_a_prior_no_mixture_is_lower_than_what_the_solver_fi
     assert residual(slope(p), p, floor, caps) <= 1e-8 * size
 
 
+def test_a_group_that_may_get_nothing_gets_nothing_near_a_prior_too():
+    law = LogLinear(np.zeros(3), np.diag([-3., -2., -1.]))
+    near = dict(kl=.05, prior=np.array([.5, .3, .2]))
+    p = solve_static(law, caps=[0, 1, 1], **near)
+    close = solve_static(law, caps=[1e-9, 1, 1], **near)
+    same(p, close, 0, 1e-7)
+    assert p[0] < 1e-100
+
+
 @settings(max_examples=20)
 @given(st.data())
 def test_near_a_prior_the_optimum_is_the_prior_times_the_exponent_of_the_gain_capped(data):

@@ -4,6 +4,7 @@ In order: the step that all online methods share; the baselines; then what follo
 DoReMi, DoGE and Aioli; the reductions between them; last the plausible falsehoods, each with its
 counter-example.
 """
+import functools
 import itertools
 
 import numpy as np
@@ -1055,7 +1056,7 @@ def test_every_online_method_with_equal_column_sums_is_stratified(data):
     same(doremi_weights(rng_of(0).uniform(0, 1, (4, m)), eta=0.)[0], 1 / m)
     same(doge_weights([dict(A=level, norm=np.ones(m), target_norm=1.)] * 3, [1e-3] * 3)[0], 1 / m)
     for settings in ({}, dict(eta=0.)):
-        world = Linear(A if settings else 0 * A, np.full(m, 5.))
+        world = Linear(A if settings else 0 * A, np.full(m, 5.), 4 * (m - 1))
         h = aioli_on(A, 60, aioli.perplexity_weighted, world, **settings)
         same(mixtures_of(h), 1 / m)
     assume(np.ptp(A.sum(0)) > 1e-4)
@@ -1354,6 +1355,17 @@ def test_equal_shares_under_caps_are_unimax(sizes, epochs):
             program = aioli.capped(h, 30, aioli.stratified(h, 30), epochs)
         mixtures.append(next(program).p)
     np.testing.assert_allclose(*mixtures, atol=1e-12)
+
+
+@pytest.mark.parametrize("prior", [aioli.unimax, functools.partial(aioli.fixed, mixture="1+3")])
+def test_a_prior_is_the_same_mixture_however_short_it_is_learnt(prior):
+    """As scratch runs are shorter, they have less text, too."""
+    learnt = []
+    for scratch in (1., .125):
+        h = aioli.History("ab", [1e4, 1e6], 8, window=64, scratch=scratch)
+        program = aioli.with_prior(h, 4000, aioli.stratified, prior, first=1.)
+        learnt.append(next(program).p)
+    same(learnt[1], learnt[0])
 
 
 def test_scratch_runs_and_signals_pass_a_cap_as_they_are():

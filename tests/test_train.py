@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -455,8 +456,8 @@ def test_a_history_that_is_read_again_is_the_one_that_was_written(tmp_path, meth
 class Counting:
     """A trainer that answers Train requests with the number of the answer."""
 
-    def __init__(self):
-        self.answered = []
+    def __init__(self, done=None):
+        self.answered, self.done = [], done
 
     def answer(self, request):
         self.answered.append(request)
@@ -472,9 +473,10 @@ def ask(*requests):
     return told
 
 
-def drive(requests, **rows):
-    """What a method was told, which requests were trained, the rows of the history, in order."""
-    t, history = Counting(), aioli.History("ab", [1, 1], 8)
+def drive(requests, done=None, **rows):
+    """What a method was told, which requests were trained, the rows of the history, in order.
+    done: steps of the first request that a checkpoint has."""
+    t, history = Counting(done), aioli.History("ab", [1, 1], 8)
     told = train.drive(ask(*requests), t, history, **rows)
     return [float(loss[0]) for loss in told], list(map(str, t.answered)), history.rows
 
@@ -502,6 +504,12 @@ def test_known_runs_are_taken_as_far_as_they_are_what_is_asked():
         assert told == [1., 2., 3.] and len(trained) == 3
     told, _, _ = drive([SWEEP[0]._replace(p=A + [1e-12, -1e-12]), *SWEEP[1:]], known=known)
     assert told == [70., 80., 1.]
+
+
+def test_a_run_that_is_trained_in_part_is_trained_to_its_end_not_taken_from_another():
+    known = [row_of(SWEEP[0], 70.)]
+    told, trained, _ = drive(SWEEP[:1], known=known, done=2)
+    assert told == [1.] and len(trained) == 1
 
 
 def test_past_rows_are_replayed_and_have_to_be_what_is_asked():
@@ -546,7 +554,7 @@ def test_short_extra_runs_read_their_share_of_the_text_and_repeat_as_the_long_ru
     assert [epochs[f"sweep-{i}"] for i in range(3)] == pytest.approx([epochs["main"]] * 3, rel=.03)
     assert "--scratch changed nothing" not in capsys.readouterr().out
     run(tmp_path, "natural", steps=10, scratch=.125, name="natural")
-    assert "--scratch changed nothing: natural has no extra runs" in capsys.readouterr().out
+    assert "--scratch changed nothing: this run needed no extra ones" in capsys.readouterr().out
 
 
 def test_runs_that_others_go_on_with_are_not_taken_over(tmp_path):
@@ -670,7 +678,7 @@ def spy_on_gradients(t, calls):
         calls.append((kind, groups.pop(), x, out.clone()))
         return out
 
-    t.batch, t.gradient = batch, gradient
+    t.batch, t.gradient_of = batch, gradient
 
 
 def test_A_of_a_peek_is_gradients_of_validation_text_times_gradients_of_the_batch():
@@ -1042,13 +1050,14 @@ def test_a_prior_may_be_a_mixture_and_a_method_may_go_on_from_it(tmp_path):
     (["--method", "aioli_ood"], "give three groups", 2),
     (["--method", "fixed", "--mixture", "1+1+1"], "not 2 shares", 2),
     (["--prior", "grid", "--restart", "best"], "uniform or prior", 2),
+    (["--groups", "code+law", "--prior", ".5+.3+.2"], "--prior '.5+.3+.2' is not 2 shares", 2),
     (["--method", "skillit", "--prior", "grid", "--restart", "prior"], "always starts from", 2),
     (["--prior", "dmml"], "did you mean 'dml'", 2),
     (["--prior", "grid:perplexity"], "unknown prior 'grid:perplexity'", 2),
     (["--device", "gpu"], "device", 2),
     (["--steps", "many"], "invalid int value", 2),
     (["--steps"], "expected one argument", 2),
-    (["--method", "grid", "--past", "nowhere.jsonl"], "not the result of a run", 2),
+    (["--method", "grid", "--past", "nowhere.jsonl"], "no finished run is there", 2),
     (["--out", "/proc/nobody/may/write"], "/proc/nobody", 1),
     (["--out", __file__], "a file is in its way", 2),
     (["--cache", ""], "must be a folder", 2),
@@ -1227,9 +1236,64 @@ def test_a_method_that_trains_for_other_than_the_steps_asked_for_gets_no_result(
         """My method."""
         yield aioli.Train(h.uniform, int(factor * steps))
     monkeypatch.setitem(aioli.METHODS, "mine", mine)
-    with pytest.raises(ValueError, match="mine trained the main run for .* to --steps 20"):
+    with pytest.raises(ValueError, match="^mine .* the main run .* have to add up to --steps 20$"):
         run(tmp_path, "mine", steps=20)
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_method_that_never_ends_is_stopped_at_the_end_of_the_run(tmp_path, monkeypatch):
+    def mine(h, steps):
+        """My method."""
+        while True:
+            yield aioli.Train(h.uniform, 3)
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    with pytest.raises(ValueError, match="asks for 3 steps of the main run at step 6"):
+        run(tmp_path, "mine", steps=8)
+
+
+def test_a_method_that_returns_its_requests_is_no_method(tmp_path, monkeypatch):
+    monkeypatch.setitem(aioli.METHODS, "mine", lambda h, steps: aioli.Train(h.uniform, steps))
+    with pytest.raises(ValueError, match="^mine is no method: it has to yield its requests$"):
+        run(tmp_path, "mine", steps=8)
+
+
+@pytest.mark.parametrize("w", [[.5, np.nan], [.5, .25, .25], 1.])
+def test_weights_of_a_step_are_a_number_a_group(w, tmp_path, monkeypatch):
+    def mine(h, steps):
+        """My method."""
+        yield aioli.Peek(h.uniform, steps, on="proxy")
+        yield aioli.Update(w, on="proxy")
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    with pytest.raises(ValueError, match="weights of an Update must be 2 finite numbers"):
+        run(tmp_path, "mine", steps=8)
+
+
+def test_a_value_that_looks_like_a_flag_stays_one():
+    words = train.as_flags(dict(groups="-x+y", seed=3, resume=True, eta=-1.0))
+    assert words == ["--groups=-x+y", "--seed", "3", "--resume", "--eta=-1.0"]
+    config, _ = train.parse(train.as_flags(dict(groups="-x+y")))
+    assert config.groups == "-x+y"
+
+
+def test_names_of_groups_are_drawn_as_they_are(tmp_path):
+    """matplotlib leaves out a name that begins with _, sets what is between $ as formulas, and
+    warns of letters that a font lacks."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    groups, h = ["_misc", "$a$", "日本語"], aioli.History("abc", [1, 1, 1], 8)
+    h.add(aioli.Train(h.uniform, 3), loss=[3., 2., 1.])
+    shares = dict.fromkeys(groups, 1 / 3)
+    result = dict(groups=groups, mixtures=[[0, shares]], final_mixture=shares, steps=3, curve=[],
+                  method="mine", seed=0)
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(pyplot, "close", drawn.append)
+        patch.setattr(train, "pyplot", lambda: pyplot)
+        train.picture(result, h, tmp_path / "run.png")
+    [legend] = [axis.get_legend() for axis in drawn[0].axes if axis.get_legend()]
+    assert [text.get_text() for text in legend.get_texts()] == [" _misc", r"\$a\$", "日本語"]
+    pyplot.close("all")
 
 
 def test_a_bug_in_a_method_is_told_with_its_line_and_bad_input_without(capsys):
