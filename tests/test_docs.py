@@ -168,7 +168,7 @@ def test_the_tests_that_the_pages_name_exist():
 def test_the_table_of_the_readme_is_a_part_of_that_of_the_results():
     [part] = [table for table in tables_of(README) if table[0][0] == "average test perplexity"]
     whole = full_tables(RESULTS)[0]
-    assert len(part[0]) == 1 + len(data.SETS) and len(part) >= 7
+    assert len(part[0]) == 1 + len(data.SETS) and len(part) >= 6
     cut = [line[:len(part[0])] for line in whole]
     assert part == [line for line in cut if line in part]           # in the same order
 
@@ -407,17 +407,15 @@ def test_every_link_of_a_page_leads_somewhere(page):
 
 
 def test_the_tables_of_the_results_are_those_of_the_committed_comparison(capsys):
-    """The tables of a file, and their lines, may stand in another order; of those with short extra
-    runs, two are shown."""
+    """The tables of a file, and their lines, may stand in another order."""
     def made_of(*names):
         for name in names:
             assert tables.main([str(ROOT / "paper" / name)]) == 0
         return sorted(map(sorted, full_tables(capsys.readouterr().out)))
 
     shown = sorted(map(sorted, full_tables(RESULTS)))
-    whole, short = made_of("compare.csv", "compare-1000.csv"), made_of("scratch.csv")
-    assert len(whole) == 4 + 6 and len(shown) == 4 + 6 + 2
-    assert [table for table in shown if table not in short] == whole
+    whole = made_of("compare.csv", "compare-1000.csv")
+    assert len(whole) == 4 + 6 and shown == whole
 
 
 def test_the_rows_of_the_ablation_are_those_of_its_comparison(capsys):
