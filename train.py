@@ -431,10 +431,6 @@ class Trainer:
         Raises ValueError for a run that has come to its end.
         """
         run = self.run(request.on, request.total_steps or request.steps)
-        done = run.step - (self.done or 0)
-        if request.on == "main" and done + request.steps > run.total_steps:
-            raise ValueError(f"{self.config.method} asks for {request.steps} steps of the main run "
-                             f"at step {done}; they have to add up to --steps {run.total_steps}")
         if run.optimizer is None and request.steps and not run.diverged:
             raise ValueError(f"run {request.on} ended after {run.total_steps} steps; give its "
                              "first Train as total_steps what all its requests have together")
@@ -631,11 +627,22 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
         if row:
             history.rows.append(row)
         else:
+            check_left(request, history, trainer.config)
             began = time.perf_counter()
             measured = trainer.answer(request)
             history.add(request, seconds=round(time.perf_counter() - began, 4), **measured)
             on_row(history.last)
         reply = history.reply
+
+
+def check_left(request, history, config):
+    """Raise ValueError for a request that goes beyond the end of the main run."""
+    if request.on != "main":
+        return
+    done = steps_taken(history.rows)["main"]
+    if done + steps_of(request) > config.steps:
+        raise ValueError(f"{config.method} asks for {steps_of(request)} steps of the main run at "
+                         f"step {done}; they have to add up to --steps {config.steps}")
 
 
 def steps_taken(rows):

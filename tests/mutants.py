@@ -674,7 +674,7 @@ MUTANTS = {
          "elif trainer.done is not None:",
          "elif False:"),
         ("a main run may be longer than it is",
-         'if request.on == "main" and done + request.steps > run.total_steps:',
+         "if done + steps_of(request) > config.steps:",
          "if False:"),
         ("any weights make a step",
          "if np.shape(request.w) != (self.m,) or not np.isfinite(request.w).all():",

@@ -458,6 +458,7 @@ class Counting:
 
     def __init__(self, done=None):
         self.answered, self.done = [], done
+        self.config = train.Config(steps=10 ** 6)
 
     def answer(self, request):
         self.answered.append(request)
