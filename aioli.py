@@ -148,8 +148,7 @@ class History:
                              f"{', '.join(map(str, self.groups))}, not {values!r}") from None
 
     def empty(self, share=1.0):
-        """A History of nothing measured, of this share of the same text; its scratch runs are whole
-        ones."""
+        """A History of nothing measured, of this share of the text; its scratch runs are whole."""
         return History(self.groups, share * self.sizes, self.batch, self.seed, self.warmup,
                        self.window, self.bytes_per_token)
 
@@ -1125,7 +1124,7 @@ def learning_speed(h, total_windows):
     For a given a the law is linear in c and b >= 0, so 80 values of a are tried, per group. The
     slope is a b n^-a; as in ADO, a below .05 counts as .05. Raises ValueError for losses below 0.
     """
-    n, L = h.read().sum(1), h.losses()                               # (t,), (t, m)
+    n, L = h.read().sum(1), h.losses()                                  # (t,), (t, m)
     ready = past_warmup(h.warmup, n / total_windows)
     if L[ready].min() < 0:
         raise ValueError(f"ado needs losses of 0 or more, not of {L[ready].min():.4g}")
