@@ -40,6 +40,7 @@ laws are minimised and fitted, and one method on top of another. Notation:
     n      steps of a round or of a scratch run
     K, R   in shapes: losses, where they need not be m; finished runs
 """
+import importlib
 import warnings
 from typing import NamedTuple
 
@@ -442,7 +443,7 @@ def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
 
 def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
     """A sweep, the law fitted to it, and the mixture that this proposes."""
-    import_torch()                                  # before anything trains
+    package("torch")                                # before anything trains
     check(kl=kl)
     check_prior_counts(kl, mixture_prior != "natural")
     prior = prior_of(h, mixture_prior)
@@ -1188,7 +1189,7 @@ def olmix(h, steps, points=9, objective="loss", kl=.05, mixture_prior="natural",
     mixture_prior: natural, uniform, or shares joined by +.
     Raises ValueError where the History does not know how many tokens a window has.
     """
-    import_torch()
+    package("torch")
     check(kl=kl, epochs=epochs)
     caps, prior = caps_of(h, steps, epochs), prior_of(h, mixture_prior)
     form, w = what_counts(h, objective)
@@ -1234,7 +1235,7 @@ def regmix(h, steps, points=9, objective="loss", mixture_prior="natural"):
     mixture_prior: what the draws are around: natural, uniform, or shares joined by +.
     Raises ValueError without LightGBM, before anything trains.
     """
-    import_lightgbm()
+    package("lightgbm")
     prior = prior_of(h, mixture_prior)
     form, w = what_counts(h, objective)
     P, L = yield from sweep(h, steps, points, least=2)
@@ -1266,24 +1267,6 @@ def search(P, L, prior, objective="loss", weights=None, draws=100_000, best=128)
                       "of draws; give them more runs", stacklevel=2)
     few = min(best, 1 + len(Q) // 100)
     return Q[predicted.argsort(kind="stable")[:few]].mean(0)            # of equals the first
-
-
-def import_lightgbm():
-    """The package. Raises ValueError where it is not installed."""
-    try:
-        import lightgbm
-    except ImportError:
-        raise ValueError("regmix needs LightGBM: pip install lightgbm") from None
-    return lightgbm
-
-
-def import_torch():
-    """The package, as import_lightgbm."""
-    try:
-        import torch
-    except ImportError:
-        raise ValueError("fitting this law needs torch: pip install torch") from None
-    return torch
 
 
 # === Part three: what methods share. (Skip it at first.)
@@ -1620,6 +1603,14 @@ def line_search(value, p, change, caps):
 # --- Fitting a law to finished runs: arrays alone, mixtures (R, m) and final losses (R, K).
 
 
+def package(name):
+    """A package that only fits need, imported. Raises ValueError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"fitting this law needs {name}: pip install {name}") from None
+
+
 def check_runs(mixtures, losses, need):
     """Finished runs as arrays, mixtures (R, m) scaled to sum 1 and losses (R, K). ValueError."""
     P, L = np.array(mixtures, float), np.array(losses, float)
@@ -1640,7 +1631,7 @@ def fit(build, guess, mixtures, losses, delta=.02, iterations=300):
     L-BFGS in float64. delta, nats: errors beyond it count linearly, so that one run that went wrong
     does not bend the law. Warns where a loss has fewer runs than there are numbers to fit.
     """
-    torch = import_torch()
+    torch = package("torch")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)                                        # small arrays lose by sharing
     ends = []
@@ -1659,7 +1650,7 @@ def fit(build, guess, mixtures, losses, delta=.02, iterations=300):
 
 def polish(build, start, P, y, delta, iterations):
     """L-BFGS from start (d,) on the Huber error of one loss y (R,) -> error, or inf, and x (d,)."""
-    torch = import_torch()
+    torch = package("torch")
     P, y = torch.tensor(P, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
     x = torch.tensor(start[None], dtype=torch.float64, requires_grad=True)          # (1, d)
     solver = torch.optim.LBFGS([x], max_iter=iterations, history_size=30, tolerance_grad=1e-10,
@@ -1734,7 +1725,7 @@ def fit_trees(mixtures, losses):
     those defaults, fewer than 40 runs are not split at all. One thread, so that the same runs give
     the same trees. Raises ValueError without LightGBM.
     """
-    lightgbm = import_lightgbm()
+    lightgbm = package("lightgbm")
     P, L = np.asarray(mixtures, float), np.asarray(losses, float)
     leaf = min(20, max(1, len(P) // 25))
     settings = dict(objective="regression", learning_rate=.01, min_data_in_leaf=leaf,

@@ -849,17 +849,13 @@ def test_regmix_warns_where_its_trees_tell_no_mixtures_apart():
     same(p, [.5, .5], 0, .08)
 
 
-@pytest.mark.parametrize("method", [aioli.dml, aioli.power, aioli.olmix])
-def test_a_law_that_torch_fits_refuses_to_begin_without_it(method, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match="^fitting this law needs torch: pip install torch$"):
+@pytest.mark.parametrize("name, method", [
+    ("torch", aioli.dml), ("torch", aioli.power), ("torch", aioli.olmix),
+    ("lightgbm", aioli.regmix)])
+def test_a_law_that_a_package_fits_refuses_to_begin_without_it(name, method, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=f"^fitting this law needs {name}: pip install {name}$"):
         next(method(history(3), 10))
-
-
-def test_regmix_refuses_to_begin_without_lightgbm(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lightgbm", None)
-    with pytest.raises(ValueError, match="^regmix needs LightGBM: pip install lightgbm$"):
-        next(aioli.regmix(history(3), 10))
 
 
 @pytest.mark.parametrize("runs, leaf, in_bin", [(2, 1, 1), (9, 1, 1), (50, 2, 2), (512, 20, 3),
