@@ -1783,20 +1783,23 @@ def with_prior(h, steps, method, prior, first=.5, restart="uniform", **settings)
     if restart not in ("uniform", "prior"):
         raise ValueError(f"--restart {restart!r} is neither uniform nor prior")
     n = round(first * steps)
-    if n < steps:
-        start = {"start": h.uniform} if restart == "prior" else {}
-        rehearse(h, steps, n, method, **start, **settings)
+    if restart == "prior":
+        settings["start"] = h.uniform
+    rehearse(h, steps, n, method, **settings)
 
     p = yield from learn_mixture(prior, h, h.scratch_steps(steps // 2))
-    yield Train(p, n)
     if restart == "prior":
         settings["start"] = p
+        rehearse(h, steps, n, method, **settings)                       # p may lack groups
+    yield Train(p, n)
     if n < steps:
         yield from method(h, steps - n, **settings)
 
 
 def rehearse(h, steps, n, method, **settings):
     """Hear the method's first request after n steps, so that it complains about settings now."""
+    if n == steps:
+        return
     empty = h.empty()
     empty.add(Train(h.uniform, n), loss=np.ones(h.m))
     next(method(empty, steps - n, **settings))

@@ -1,4 +1,5 @@
 """Finite or stop: no method decides with a number that is not finite, whatever it is answered."""
+import functools
 import inspect
 import warnings
 
@@ -359,6 +360,13 @@ def test_a_method_hears_of_its_rounds_before_its_prior_trains():
     h = history(2)
     with pytest.raises(ValueError, match="cannot be cut into 12 rounds"):
         next(aioli.with_prior(h, 20, aioli.perplexity_weighted, aioli.doremi, rounds=12))
+
+
+def test_a_mixture_that_a_method_cannot_start_from_is_refused_before_the_main_run():
+    """aioli_rounds has to have two groups to tell apart."""
+    only = functools.partial(aioli.fixed, mixture="1+0+0")
+    with pytest.raises(ValueError, match="aioli needs at least two groups"):
+        next(aioli.with_prior(history(3), 1000, aioli.aioli_rounds, only, restart="prior"))
 
 
 @pytest.mark.parametrize("method", ["doremi", "doge"])
