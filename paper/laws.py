@@ -25,8 +25,10 @@ LAWS = SMOOTH | dict(regmix=aioli.fit_trees)                            # which 
 
 
 def ranks(x):
-    """Ranks of x (R,), from 1, ties averaged -> (R,)."""
-    _, where, count = np.unique(x, return_inverse=True, return_counts=True)
+    """Ranks of x (R,), from 1, ties averaged -> (R,). What differs by rounding alone is a tie."""
+    x = np.asarray(x, float)
+    _, where, count = np.unique(np.round(x / max(np.abs(x).max(), 1e-300), 9),
+                                return_inverse=True, return_counts=True)
     return (count.cumsum() - (count - 1) / 2)[where]
 
 

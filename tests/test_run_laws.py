@@ -23,6 +23,8 @@ def test_ranks_begin_at_one_and_ties_share_their_mean_rank():
     same(laws.ranks([.3, -2., 7.]), [2, 1, 3])
     same(laws.ranks([5., 1., 5., 5., 0.]), [4, 2, 4, 4, 1])
     same(laws.ranks([2., 2.]), [1.5, 1.5])
+    same(laws.ranks([1 + 2e-16, 0., 1 - 1e-16, 1 / 3]), [3.5, 1, 3.5, 2])     # off by rounding
+    same(laws.ranks([3e-12, 2e-12, -1e-12, 0.]), [4, 3, 1, 2])
 
 
 def test_quality_is_r_squared_the_mean_squared_error_and_the_correlation_of_ranks():
