@@ -40,6 +40,7 @@ laws are minimised and fitted, and one method on top of another. Notation:
     n      steps of a round or of a scratch run
     K, R   in shapes: losses, where they need not be m; finished runs
 """
+import copy
 import importlib
 import warnings
 from typing import NamedTuple
@@ -81,7 +82,8 @@ class Peek(NamedTuple):
 
 
 class Update(NamedTuple):
-    """One optimiser step on the batch peeked at, group j's mean loss weighted by w_j -> None."""
+    """One optimiser step of a scratch run on the batch peeked at, group j's mean loss weighted by
+    w_j -> None."""
     w: np.ndarray
     on: str
 
@@ -128,15 +130,18 @@ class History:
         self.window = window
         self.bytes_per_token = bytes_per_token
         self.scratch = scratch
-        if not self.m or not (finite(self.sizes) & (self.sizes > 0)).all():
+        if not self.m or len(set(self.groups)) < self.m:
+            raise ValueError(f"groups must be names, each once, not {self.groups}")
+        if not (finite(self.sizes) & (self.sizes > 0)).all():
             raise ValueError(f"sizes must be above 0, not {self.listing(self.sizes)}")
         if not 0 < batch < np.inf:
             raise ValueError(f"batch must be windows of a step, above 0, not {batch}")
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup must be a share of the run, 0 to below 1, not {warmup}")
         if bytes_per_token is not None:
             self.bytes_per_token = b = self.per_group("bytes_per_token", bytes_per_token)
             if not (finite(b) & (b > 0)).all():
                 raise ValueError(f"bytes_per_token must be above 0, not {self.listing(b)}")
-        self.uniform = np.full(self.m, 1 / self.m)
         self.rng = np.random.default_rng(seed)
         self.rows = []
 
@@ -165,6 +170,9 @@ class History:
         Raises ValueError for numbers that are not finite. Only a scratch run may have diverged,
         which `finished` sees to, and a Peek has NaN for groups that are not in its batch.
         """
+        if self.rows and request is self.last.request:
+            raise ValueError("this request has its answer; the next comes from "
+                             "method.send(history.reply)")
         p = np.asarray(request.p, float)
         batches = {Train: getattr(request, "steps", 0), Peek: 1, Update: 0}[type(request)]
         counted, drawn = windows is not None, batches * self.batch
@@ -201,14 +209,21 @@ class History:
                          f"measured of {groups} is not finite{last}; lower the learning rate")
 
     @property
+    def uniform(self):
+        """Equal shares, (m,)."""
+        return np.full(self.m, 1 / self.m)
+
+    @property
     def last(self):
         """The newest row."""
         return self.rows[-1]
 
     @property
     def reply(self):
-        """What the method receives next."""
-        return self.last.reply
+        """What the method receives next: a copy, that it may change."""
+        if not self.rows:
+            raise ValueError("nothing was measured yet; answer the request first: history.add(...)")
+        return copy.deepcopy(self.last.reply)
 
     def trained(self, on="main"):
         """Rows of the Train requests on one run, oldest first."""
@@ -1436,10 +1451,12 @@ def capped(h, steps, program, epochs):
         if is_main and request.steps and not request.probe:
             left = steps - sum(row.request.steps for row in h.trained())
             caps = caps_of(h, left, epochs)
-            if not caps[request.p > 0].sum() > 1 - 1e-9:
-                raise ValueError(f"the mixture {h.listing(request.p)} needs more than {epochs:g} "
-                                 "epochs of its groups; raise --max-epochs, or mix in others")
-            request = request._replace(p=project(request.p, caps))
+            p = h.per_group("a mixture", request.p)
+            if not caps[p > 0].sum() > 1 - 1e-9:
+                raise ValueError(f"the mixture {h.listing(p)} needs more than {epochs:g} epochs of "
+                                 "its groups; raise --max-epochs, or mix in others")
+            if abs(p.sum() - 1) < 1e-6:                             # others the trainer refuses
+                request = request._replace(p=project(p, caps))
         reply = yield request
 
 

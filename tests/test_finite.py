@@ -145,8 +145,9 @@ def test_a_group_that_is_not_in_the_batch_has_nan_in_a_peek():
 
 
 @pytest.mark.parametrize("groups, sizes", [("ab", [0, 1]), ("ab", [NAN, 1]), ("ab", [-1, 1]),
-                                           ("ab", [1, 2, 3]), ("ab", [INF, 1]), ("", [])])
-def test_sizes_are_tokens_of_each_group(groups, sizes):
+                                           ("ab", [1, 2, 3]), ("ab", [INF, 1]), ("", []),
+                                           ("aa", [1, 2])])
+def test_sizes_are_tokens_of_each_group_by_its_name(groups, sizes):
     with pytest.raises(ValueError):
         History(groups, sizes, batch=8)
 
@@ -347,6 +348,37 @@ def test_an_answer_in_other_units_or_of_other_shape_is_refused(answer, says):
 def test_a_batch_is_windows(batch):
     with pytest.raises(ValueError, match="batch must be windows of a step, above 0"):
         history(2, batch=batch)
+
+
+@pytest.mark.parametrize("warmup", [-.1, 1., NAN])
+def test_a_warm_up_is_a_share_of_the_run(warmup):
+    with pytest.raises(ValueError, match="warmup must be a share of the run"):
+        history(2, warmup=warmup)
+
+
+def test_a_request_is_answered_once_and_before_the_next_one_is_asked_for():
+    h, request = history(2), Train(np.array([.5, .5]), 2)
+    with pytest.raises(ValueError, match="nothing was measured yet; answer the request first"):
+        len(h.reply)
+    h.add(request, loss=[2., 1.])
+    with pytest.raises(ValueError, match="this request has its answer"):
+        h.add(request, loss=[2., 1.])
+    h.add(Train(np.array([.5, .5]), 2), loss=[2., 1.])          # as much again is another request
+    assert len(h.rows) == 2
+
+
+@pytest.mark.parametrize("request_, answer", [
+    (Train(np.array([.5, .5]), 2), dict(loss=np.array([2., 1.]))),
+    (Peek(np.array([.5, .5]), 2, "x"), dict(signals=dict(A=np.eye(2), norm=np.ones(2))))])
+def test_a_method_may_change_its_reply_and_equal_shares_without_changing_the_history(
+        request_, answer):
+    h = history(2)
+    h.add(request_, **answer)
+    kept = repr(h.rows)
+    reply, p = h.reply, h.uniform
+    for array in (p, *(reply.values() if isinstance(reply, dict) else [reply])):
+        array *= 7
+    assert repr(h.rows) == kept and h.uniform.tolist() == [.5, .5]
 
 
 @pytest.mark.parametrize("A", [[1., 2.], [[1.], [2.]], 3., [[1., 2., 3.]]])

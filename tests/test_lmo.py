@@ -1407,6 +1407,14 @@ def test_probes_stay_one_sided_under_caps_and_what_they_read_counts():
     assert probe is requests[0].p and rest[0] == pytest.approx((.5 * 1000 / 4 - 100) / 100)
 
 
+def test_a_mixture_under_caps_may_be_a_list_and_what_is_none_is_left_to_the_trainer():
+    h = aioli.History("ab", [1000., 3000.], batch=10, window=4)
+    requests = [aioli.Train([.9, .1], 20), aioli.Train([2., 2.], 20)]
+    program = aioli.capped(h, 40, (request for request in requests), .5)
+    assert next(program).p.sum() == pytest.approx(1)
+    assert program.send(None) is requests[1]
+
+
 def test_a_mixture_of_groups_that_do_not_last_is_refused_by_name():
     h = aioli.History(["code", "law"], [100., 3000.], batch=10, window=4)
     requests = (request for request in [aioli.Train(np.array([1., 0.]), 10)])
