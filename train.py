@@ -588,7 +588,11 @@ def checked(request):
         number = getattr(request, name, 0)
         if not (isinstance(number, (int, np.integer)) and number >= 0):
             raise ValueError(f"{name} of a request must be a whole number >= 0, not {number!r}")
-    name = "w" if isinstance(request, aioli.Update) else "p"
+    is_update = isinstance(request, aioli.Update)
+    if is_update and request.on == "main":
+        raise ValueError("an Update is for a scratch run, as its weights are no mixture; train the "
+                         "main run by Train")
+    name = "w" if is_update else "p"
     return request._replace(**{name: np.array(getattr(request, name), float)})
 
 
@@ -621,7 +625,8 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
         if past:                        # on resume it has the known rows, too: both lists advance
             row = past.pop(0)
             if not same_request(request, row.request):
-                raise ValueError("the checkpoint is of another run; use another --out")
+                raise ValueError("the checkpoint is of another run, or the method asks for other "
+                                 "things each time (let it draw from h.rng); use another --out")
         elif trainer.done is not None:                              # half of it is trained
             row = None
         if row:
@@ -1056,7 +1061,7 @@ def train_in(out, config, settings, corpus, flags):
         with no_denormals():
             drive(method, trainer, history, past, known, on_row)
         wall = keeper.wall
-        check_steps(config, history)
+        check_steps(config, history, keeper)
         tell_idle(config, history, took_over=keeper.taken_over() or past)
         result = summarise(config, settings, trainer, history, wall)
         report(result)
@@ -1084,18 +1089,25 @@ def announce(trainer):
         if epochs > MANY_EPOCHS and not config.max_epochs:
             print(f"note: at equal shares this run reads {name} {epochs:.1f} times; "
                   f"--max-epochs {MANY_EPOCHS} gives it less")
+    for windows, name in ((trainer.val, "val"), (trainer.test, "test")):
+        for group, count in zip(corpus.groups, np.bincount(windows[2]), strict=True):
+            if count < getattr(config, f"{name}_windows"):
+                print(f"note: {group} has {count} {name} windows, fewer than --{name}-windows")
     epochs = total / sum(sizes.values())
     if config.max_epochs and epochs > config.max_epochs:
         print(f"note: this run is as long as all text {epochs:.1f} times and cannot keep to "
               f"--max-epochs {config.max_epochs:g}; it reads each group equally often")
 
 
-def check_steps(config, history):
-    """Raise ValueError if the method did not train the main run for --steps steps."""
+def check_steps(config, history, keeper):
+    """Raise ValueError if the method did not train the main run for --steps steps; its checkpoint
+    is kept, in case that it forgot the last ones."""
     trained = steps_taken(history.rows)["main"]
     if trained != config.steps:
+        keeper.save()
         raise ValueError(f"{config.method} trained the main run for {trained} steps; its Train "
-                         f"requests have to add up to --steps {config.steps}")
+                         f"requests have to add up to --steps {config.steps} (if it forgot the "
+                         "last ones, add them and go on with --resume)")
 
 
 def tell_idle(config, history, took_over):

@@ -409,6 +409,7 @@ def test_a_method_that_changes_its_mixture_later_does_not_change_the_record(tmp_
     (aioli.Train(np.ones(3) / 3, 3), "a mixture of 2 groups"),
     (aioli.Train(np.array([2., -1.]), 3), "a mixture of 2 groups"),
     (aioli.Update(HALF, "x"), "needs a Peek at it just before"),
+    (aioli.Update(HALF, "main"), "an Update is for a scratch run"),
     (aioli.Peek(HALF, 9, "x", against="nobody"), "needs that run to be trained before"),
 ])
 def test_a_request_that_makes_no_sense_is_told_in_a_line(

@@ -1237,9 +1237,25 @@ def test_a_method_that_trains_for_other_than_the_steps_asked_for_gets_no_result(
         """My method."""
         yield aioli.Train(h.uniform, int(factor * steps))
     monkeypatch.setitem(aioli.METHODS, "mine", mine)
-    with pytest.raises(ValueError, match="^mine .* the main run .* have to add up to --steps 20$"):
+    with pytest.raises(ValueError, match="^mine .* the main run .* have to add up to --steps 20"):
         run(tmp_path, "mine", steps=20)
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_the_last_steps_that_a_method_forgot_are_added_on_resume(tmp_path, monkeypatch):
+    def mine(parts):
+        def method(h, steps):
+            for n in parts:
+                yield aioli.Train(h.uniform, n)
+        return method
+
+    monkeypatch.setitem(aioli.METHODS, "mine", mine([8, 8]))
+    with pytest.raises(ValueError, match="go on with --resume"):
+        run(tmp_path, "mine", steps=20)
+    monkeypatch.setitem(aioli.METHODS, "mine", mine([8, 8, 4]))
+    mended = run(tmp_path, "mine", steps=20, resume=True)
+    whole = run(tmp_path, "mine", steps=20, name="whole")
+    assert measured(mended[0]) == measured(whole[0])
 
 
 def test_a_method_that_goes_on_is_stopped_at_the_end_of_the_run(tmp_path, monkeypatch):
