@@ -568,7 +568,11 @@ def read(path, size):
             pieces = iter(lambda: file.read(size), b"") if size else file
             for raw in itertools.chain(pieces, [b""]):
                 end += len(raw)
-                yield decoder.decode(raw, final=not raw)
+                text = decoder.decode(raw, final=not raw)
+                if text.count("\0") > len(text) / 8:
+                    raise DataError(f"{path} is full of NUL characters, as UTF-16 without a byte "
+                                    "order mark is: convert it or take it away")
+                yield text
     except UnicodeDecodeError as error:
         place = end - len(error.object) + error.start
         raise DataError(f"{path} is not UTF-8 at byte {place}: "
@@ -620,7 +624,7 @@ def json_object(line, where):
 def field(record, name, kind, where, flag):
     """The field a.b.c of an object, as text; DataError if it has none of this kind."""
     value = record
-    for part in name.split("."):
+    for part in [name] if name in record else name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     if not isinstance(value, kind):
         raise DataError(f'{where} has no "{name}" that is text: its fields are '
@@ -864,6 +868,7 @@ def prepare(files, folder, encoding, form, skipped, say):
     """
     start = time.time()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    clear_killed(folder.parent)
     learnt = re.fullmatch(r"bpe(\d+)", encoding)
     if learnt and not 256 <= int(learnt[1]) <= 65536:             # fail before an hour's reading
         raise DataError(f"encoding {encoding}: bpeN needs an N from 256 to 65536")
@@ -891,6 +896,16 @@ def prepare(files, folder, encoding, form, skipped, say):
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
         with contextlib.suppress(OSError):
             work.rename(folder)
+
+
+def clear_killed(cache):
+    """Take away what was left by runs that were killed here: folders that did not change for a
+    day."""
+    for work in cache.glob("preparing-*"):
+        with contextlib.suppress(OSError):                        # another one takes it away
+            changed = max(path.stat().st_mtime for path in (work, *work.iterdir()))
+            if changed < time.time() - 86_400:
+                shutil.rmtree(work)
 
 
 def checksum(manifest):

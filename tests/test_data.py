@@ -569,6 +569,11 @@ def test_the_values_of_a_field_are_the_groups_of_all_files(tmp_path):
                    group_field="meta.redpajama_set_name")
 
 
+def test_a_field_may_have_a_dot_in_its_own_name(tmp_path):
+    record = {"a.b": "x", "a": {"b": "y", "c": "z"}}
+    assert [data.field(record, name, str, "", "") for name in ("a.b", "a.c")] == ["x", "z"]
+
+
 def test_zst_is_read_and_half_of_it_is_not(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     root = folder(tmp_path)
@@ -784,6 +789,17 @@ def test_the_digest_of_the_text_changes_with_the_last_test_document(tmp_path):
     assert len(digests) == 2
 
 
+def test_what_a_killed_run_left_half_prepared_goes_away_a_day_later(tmp_path):
+    old, new = (tmp_path / "cache" / f"preparing-{name}" for name in ("old", "new"))
+    for work in (old, new):
+        work.mkdir(parents=True)
+        (work / "a.bin").write_bytes(b"1")
+        os.utime(work, (0, 0))
+    os.utime(old / "a.bin", (0, 0))
+    quiet_load(two_groups(tmp_path), tmp_path)
+    assert not old.exists() and new.exists()
+
+
 def test_preparing_twice_gives_the_same_bytes_and_at_once_does_no_harm(tmp_path):
     root, corpora = folder(tmp_path, a=prose(2000), b=prose(2000, 1)), []
 
@@ -832,6 +848,8 @@ BAD = {      # what is wrong: (files, options of load, the error)
     "not UTF-8 in a folder": ({"c/x.txt": b"\xff"}, {}, "x.txt is not UTF-8 at byte 0"),
     "cut in a character": ({"bad.txt": "é".encode()[:1]}, {}, "bad.txt is not UTF-8 at byte 0"),
     "not UTF-8 in jsonl": ({"bad.jsonl": BAD_LINE}, {}, "bad.jsonl is not UTF-8 at byte 1410"),
+    "UTF-16 without a mark": ({"bad.txt": GOOD.decode().encode("utf-16-le")}, {},
+                              "bad.txt is full of NUL characters, as UTF-16 without"),
     "no text key": ({"bad.jsonl": NO_TEXT}, {}, 'bad.jsonl, line 3, has no "text" .*: '
                                                 "its fields are body, meta.set; .*--text-field"),
     "no field of groups": ({"bad.jsonl": NO_TEXT}, {"group_field": "meta.set"},
