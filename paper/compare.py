@@ -30,8 +30,8 @@ import data
 import model
 import train
 from paper.figures import draw
-from paper.rows import (METHODS, STRATIFIED, Entry, longer, machine, parse_method, read_csv,
-                        row_of, run_folder, throughout, times_in_all, write_csv)
+from paper.rows import (METHODS, STRATIFIED, Entry, code_of, longer, machine, parse_method,
+                        read_csv, row_of, run_folder, throughout, times_in_all, write_csv)
 from paper.tables import tabulate
 
 TRAIN = str(Path(train.__file__).resolve())
@@ -181,7 +181,8 @@ def run_job(job, needed, setup):
     result = train.read_result(out / "result.json")
     if result["text"] != text:
         raise ValueError(f"{name}: the text is not that of the beginning; use another --out")
-    return row_of(result, shared, learnt=needed if entry.kind == "after" else None)
+    row = row_of(result, shared, learnt=needed if entry.kind == "after" else None)
+    return row | dict(code=code_of(entry))
 
 
 def train_separately(name, flags, checkpoint):
@@ -241,7 +242,8 @@ def hear_first_requests(lines, corpora, config):
                                     window=model.PRESETS[config.preset].window,
                                     bytes_per_token=corpus.bytes_per_token("val"))
             try:
-                next(aioli.METHODS[line.method](history, config.steps, **dict(line.settings)))
+                alone = dataclasses.replace(config, method=line.method)
+                next(train.program(alone, dict(line.settings), history))
             except ValueError as error:
                 raise ValueError(f"{line.name} on {groups}: {error}") from None
 
@@ -381,6 +383,19 @@ def read_rows(path, config, texts, flag="--out"):
     return rows
 
 
+def forget_changed(rows, folder):
+    """Take out the rows of methods whose code is not what it was, so that they are made again; a
+    line says so. Their results stay, as result.json.old."""
+    changed = [entry for entry, row in rows.items() if row["code"] not in ("", code_of(entry))]
+    for label in dict.fromkeys(entry.label for entry in changed):
+        print(f"note: {label} has changed since its runs; they are made again")
+    for entry in changed:
+        result = run_folder(folder, entry) / "result.json"
+        if result.exists():
+            result.replace(result.with_name("result.json.old"))
+        del rows[entry]
+
+
 def compare(flags, config):
     """Make what is missing of the comparison; print its tables, keep them, draw -> {Entry: row}.
 
@@ -397,6 +412,7 @@ def compare(flags, config):
 
     with train.claimed(folder):
         rows, jobs = read_rows(folder / "compare.csv", config, texts), []
+        forget_changed(rows, folder)
         for groups, seed in cells:
             jobs += jobs_of(lines, groups, seed, flags.controls)
         failed = run_all(setup, jobs, rows)

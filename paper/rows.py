@@ -3,9 +3,13 @@
 How to read it: `Entry` names a run, `row_of` says what is kept of its result.json, and `write_csv`
 and `read_csv` are the file, a line a run.
 """
+import ast
 import csv
+import hashlib
+import inspect
 import io
 import re
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +126,22 @@ def ordered(rows):
 # ---- what a run leaves: its folder, and its row
 
 
+def code_of(entry):
+    """A digest of the code of a run's method and prior, without its name, comments and docstring,
+    and without what it calls; "" where Python does not know the code."""
+    digests = []
+    for name in filter(None, (entry.method, entry.prior)):
+        try:
+            source = textwrap.dedent(inspect.getsource(aioli.METHODS[name]))
+            [function] = ast.parse(source).body
+            body = function.body[1:] if ast.get_docstring(function) else function.body
+        except (TypeError, OSError, SyntaxError, ValueError):
+            return ""
+        words = ast.dump(function.args) + "".join(map(ast.dump, body))
+        digests.append(hashlib.md5(words.encode()).hexdigest()[:8])
+    return "+".join(digests)
+
+
 def run_folder(out, entry):
     """The folder of one run."""
     name = f"{re.sub('[ :=]', '-', entry.label)}-s{entry.seed}"
@@ -182,12 +202,13 @@ def write_csv(path, rows):
     """{Entry: row} as a file, sorted, so that differences can be read."""
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
-    table.writerow([*RUN, *TEXTS, *WHOLE, *REAL, *NEWER, *PER_GROUP])
+    table.writerow([*RUN, *TEXTS, *WHOLE, *REAL, *NEWER, *PER_GROUP, "code"])
     for entry, row in sorted(rows.items()):
         run = entry._replace(settings=joined(dict(entry.settings)))
         values = [row[key] for key in (*TEXTS, *WHOLE, *REAL)]
         values += [row.get(key, "") for key in NEWER]
-        table.writerow([*run, *values, *(joined(row[key]) for key in PER_GROUP)])
+        values += [joined(row[key]) for key in PER_GROUP]
+        table.writerow([*run, *values, row.get("code", "")])
     train.write(path, file.getvalue())
 
 
@@ -207,7 +228,8 @@ def read_csv(path):
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError,
                 csv.Error) as error:
             where = f"{path}, line {table.line_num}"
-            raise ValueError(f"{where} is not of a comparison ({error})") from None
+            raise ValueError(f"{where} is not of a comparison ({error}); take the line out, or use "
+                             "another file") from None
     return rows
 
 
@@ -230,7 +252,7 @@ def read_entry(cells):
 
 def read_row(cells):
     """What a line of the file, {column: text}, says of its run."""
-    row = {key: cells[key] for key in TEXTS}
+    row = {key: cells[key] for key in TEXTS} | dict(code=cells.get("code") or "")
     row |= {key: int(cells[key]) for key in WHOLE}
     real = (*REAL, *(key for key in NEWER if cells.get(key)))
     row |= {key: float(cells[key]) for key in real}
