@@ -189,19 +189,23 @@ UNITS = dict(tokens="tokens", windows="windows of a fixed number of tokens",
 
 
 def mean_tokens(words, groups):
-    """["GROUP=N", ...], or ["N"] for all -> mean tokens of a document, (m,). Raises ValueError."""
-    means = {}
+    """["GROUP=N", ...], where "N" is for all others -> mean tokens of a document, (m,).
+    ValueError."""
+    given = {}
     for word in words:
         group, equals, cell = word.rpartition("=")
         tokens = number(cell, 1e-9, f"--mean-tokens {word}")
         if equals:
             train.pick("group", group, dict.fromkeys(groups))
-        means.update(dict.fromkeys([group] if equals else groups, tokens))
-    missing = [group for group in groups if group not in means]
+        if group in given:
+            raise ValueError(f"--mean-tokens {word}: {group or 'all others'} is given twice; once "
+                             "will do")
+        given[group] = tokens                                           # "": all others
+    missing = [group for group in groups if group not in given and "" not in given]
     if missing:
         raise ValueError(f"--mean-tokens leaves out {', '.join(missing)}; give GROUP=N for each "
                          "group, or N alone where all documents have the same length")
-    return np.array([means[group] for group in groups])
+    return np.array([given[group if group in given else ""] for group in groups])
 
 
 def mixture(shares, groups, means):
