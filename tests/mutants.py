@@ -34,6 +34,12 @@ SUITES = {
 
 MUTANTS = {
     "aioli.py": [
+        ("a method's reply is the history's own",
+         "copy.deepcopy(self.last.reply)", "self.last.reply"),
+        ("an answer is recorded twice",
+         "if self.rows and request is self.last.request:", "if False:"),
+        ("what is no mixture is scaled to one under caps",
+         "if abs(p.sum() - 1) < 1e-6:", "if True:"),
         ("a prior learnt in short runs has all of the text",
          "inner = h.empty(h.scratch)",
          "inner = h.empty()"),
@@ -673,6 +679,11 @@ MUTANTS = {
          "if True:"),
     ],
     "train.py": [
+        ("the main run is trained with weights that are no mixture",
+         'if is_update and request.on == "main":', "if False:"),
+        ("a run that lacks its last steps keeps no checkpoint",
+         '        keeper.save()\n        raise ValueError(f"{config.method} trained',
+         '        raise ValueError(f"{config.method} trained'),
         ("a run that is half done is taken from another",
          "elif trainer.done is not None:",
          "elif False:"),
@@ -1018,6 +1029,13 @@ MUTANTS = {
          'visible = ",".join'),
     ],
     "data.py": [
+        ("UTF-16 without a mark is text",
+         'if text.count("\\0") > len(text) / 8:', "if False:"),
+        ("a field with a dot in its name is not found",
+         'for part in [name] if name in record else name.split("."):',
+         'for part in name.split("."):'),
+        ("what is being prepared is taken away",
+         "if changed < time.time() - 86_400:", "if True:"),
         ("a share of a text is its beginning",
          "int(self.shuffled[j][i] * self.spacing)",
          "int(self.shuffled[j][i])"),
@@ -1247,6 +1265,8 @@ MUTANTS = {
          "dict(fork=flags.fork"),
     ],
     "paper/export.py": [
+        ("a mean for all is also that of groups with their own",
+         'given[group if group in given else ""] for group', 'given[""] for group'),
         ("groups without a share are written",
          "in self.stages[step].items() if p]",
          "in self.stages[step].items()]"),
