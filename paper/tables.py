@@ -14,7 +14,7 @@ from paper.rows import (STRATIFIED, Entry, longer, ordered, read_csv, throughout
 
 LEGEND = ("Differences to stratified of the same seed, ± 95 % t-interval over seeds, bold if all "
           "of it is below 0; time: wall, stratified = 1.")
-CONTROL = Entry("method", "perplexity_weighted")
+CONTROLS = ("perplexity_weighted", "natural")       # they measure no A
 CHANCE = .025               # that a 95 % interval lies below 0 where there is no difference
 
 
@@ -44,9 +44,11 @@ def interval(values):
 
 
 def partner_of(entry, row, against):
-    """The run that one is held against, of the same data and seed; against: the kind of it."""
-    lines = dict(method=STRATIFIED, control=CONTROL, average=entry._replace(kind="average"),
+    """The run that one is held against, of the same data and seed; against: the kind of it, or one
+    of CONTROLS."""
+    lines = dict(method=STRATIFIED, average=entry._replace(kind="average"),
                  longer=longer(times_in_all(row)), throughout=throughout(entry.prior))
+    lines |= {name: Entry("method", name) for name in CONTROLS}
     return lines[against]._replace(groups=entry.groups, seed=entry.seed)
 
 
@@ -168,16 +170,18 @@ def tabulate(rows):
     for line in sorted(of_kind("after"), key=lambda line: line.name):
         after.setdefault(line.name, []).append(line)
     methods, ppl = of_kind("method"), "avg_test_ppl"
-    measuring = [line for line in methods if line not in (STRATIFIED, CONTROL)]
-
     in_bits = {entry: row for entry, row in rows.items() if "avg_test_bits" in row}
+
+    def against_control(name):
+        others = [line for line in methods if line not in (STRATIFIED, Entry("method", name))]
+        return show(f"perplexity against the control, {name}", ppl, 2, others, name)
 
     show = functools.partial(table, rows)
     tables = [
         show("average test perplexity", ppl, 2, methods),
         show("average test loss", "avg_test_loss", 4, methods),
         table(in_bits, "average test bits per byte", "avg_test_bits", 4, methods),
-        show("perplexity against the control, perplexity_weighted", ppl, 2, measuring, "control"),
+        *map(against_control, CONTROLS),
         show("perplexity against a static run at the method's own average mixture", ppl, 2,
              averages, "average"),
         show("perplexity against stratified with the same total steps", ppl, 2, costly, "longer"),

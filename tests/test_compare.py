@@ -62,7 +62,8 @@ def tables_of_runs(draw):
     for line in draw(st.lists(lines(), max_size=4)):
         groups = draw(st.sampled_from(["all", "python+csv", "law+my own text"]))
         entry = line._replace(groups=groups, seed=draw(st.integers(0, 9)))
-        values = dict(text=["", "0a1b2c3d"], flags=["", "--lr 0.1"], machine=["", "device=cpu a=b"])
+        values = dict(text=["", "0a1b2c3d"], flags=["", "--lr 0.1"], code=["", "1a2b+3c4d"],
+                      machine=["", "device=cpu a=b"])
         drawn = {key: draw(st.sampled_from(options)) for key, options in values.items()}
         drawn |= {key: draw(st.integers(1, 999)) for key in rows.WHOLE}
         drawn |= {key: draw(NUMBERS) for key in rows.REAL}
@@ -73,8 +74,8 @@ def tables_of_runs(draw):
 
 def row(ppl, loss=3.0, extra=0, wall=10.0, **more):
     """A row as the file holds it, of 100 steps on two groups."""
-    usual = dict(text="0a1b2c3d", flags="", machine="device=cpu", steps=100, extra_steps=extra,
-                 wall_seconds=wall, avg_test_ppl=ppl, avg_test_loss=loss,
+    usual = dict(text="0a1b2c3d", flags="", machine="device=cpu", code="", steps=100,
+                 extra_steps=extra, wall_seconds=wall, avg_test_ppl=ppl, avg_test_loss=loss,
                  test_loss=dict(a=loss, b=loss), realised_mixture=dict(a=.5, b=.5))
     return usual | more
 
@@ -148,7 +149,8 @@ def test_a_spreadsheet_reads_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("old, new, says", [
-    ("aioli", "aioly", "line 2 .*did you mean 'aioli'"), ("method,aioli", "wrong,aioli", "'wrong'"),
+    ("aioli", "aioly", "line 2 .*did you mean 'aioli'.*take the line out"),
+    ("method,aioli", "wrong,aioli", "'wrong'"),
     ("20.0", "twenty", "line 2 .*twenty"), ("eta=2.0", "rate=2.0", "no rate"),
     ("avg_test_ppl", "perplexity", "line 2 .*avg_test_ppl"), ("20.0", "nan", "avg_test_ppl is nan"),
     ("a=3.0 b=3.0", "3.0 3.0", "test_loss cannot be read"), (",a+b,", ",,", "which groups"),
@@ -245,13 +247,15 @@ def test_what_is_below_0_is_bold_and_the_controls_have_partners_of_their_own():
     assert any(line.startswith("| grid | +4.00 |") for line in lines[2:])
 
 
-def test_methods_that_measure_are_held_against_the_control_that_does_not():
+@pytest.mark.parametrize("name", ["perplexity_weighted", "natural"])
+def test_methods_are_held_against_each_control_that_measures_no_a(name):
     found = {at("stratified", s): row(20.) for s in (0, 1)}
-    found |= {at("perplexity_weighted", s): row(19. + s) for s in (0, 1)}
+    found |= {at(name, s): row(19. + s) for s in (0, 1)}
     found |= {at("aioli", s): row(18.5 + s) for s in (0, 1)}
     [_, _, _, control] = tables.tabulate(found)
-    assert "against the control" in control and "| aioli | **-0.50 ± 0.00** | 1 | 1 |" in control
-    assert "| stratified" not in control and "| perplexity_weighted |" not in control
+    assert f"against the control, {name}" in control
+    assert "| aioli | **-0.50 ± 0.00** | 1 | 1 |" in control
+    assert "| stratified" not in control and f"| {name} |" not in control
 
 
 def test_a_table_says_how_many_intervals_it_shows_and_what_chance_would_give():
@@ -520,6 +524,41 @@ def test_a_comparison_makes_what_is_missing_and_shares_its_sweep(compare_here, t
     (out / "compare.csv").unlink()                          # results are taken from the folders
     assert compare_here("--method", "grid,grid:perplexity,fixed") == 0 and not compare_here.started
     assert rows_in(out).keys() == before.keys() | {"fixed"}
+
+
+def of_half(h, steps, share=.5):
+    """A method of one's own."""
+    yield aioli.Train(np.array([share, 1 - share]), steps)
+
+
+def of_half_as_it_was(h, steps, share=.5):
+    """Other words."""
+    yield aioli.Train(np.array([share, 1 - share]), steps)      # and a comment
+
+
+def of_more(h, steps, share=.75):
+    yield aioli.Train(np.array([share, 1 - share]), steps)
+
+
+def test_the_runs_of_a_method_whose_code_has_changed_are_made_again(
+        compare_here, tmp_path, capsys, monkeypatch):
+    found = []
+    for method, runs in ((of_half, 3), (of_half_as_it_was, 0), (of_more, 2)):
+        monkeypatch.setitem(aioli.METHODS, "mine", method)
+        assert compare_here("--method", "mine", "--controls") == 0
+        assert len(compare_here.started) == runs
+        found.append(rows_in(tmp_path / "out")["mine"]["realised_mixture"]["code"])
+        assert ("note: mine has changed since its runs" in capsys.readouterr().out) == (runs == 2)
+    assert found == pytest.approx([.5, .5, .75])
+    folder = tmp_path / "out" / "code+law" / "mine-s0"
+    assert (folder / "result.json.old").exists() and (folder / "result.json").exists()
+
+
+def test_a_method_that_yields_nothing_is_refused_before_any_trains(
+        compare_here, capsys, monkeypatch):
+    monkeypatch.setitem(aioli.METHODS, "mine", lambda h, steps: aioli.Train(h.uniform, steps))
+    assert compare_here("--method", "mine") == 2 and not compare_here.started
+    assert "mine is no method: it has to yield its requests" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_told_at_the_end_and_others_are_kept(compare_here, tmp_path, capsys):

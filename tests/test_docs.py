@@ -416,7 +416,7 @@ def test_the_tables_of_the_results_are_those_of_the_committed_comparison(capsys)
 
     shown = sorted(map(sorted, full_tables(RESULTS)))
     whole, short = made_of("compare.csv", "compare-1000.csv"), made_of("scratch.csv")
-    assert len(whole) == 4 + 6 and len(shown) == 4 + 6 + 2
+    assert len(whole) == 5 + 6 and len(shown) == 5 + 6 + 2
     assert [table for table in shown if table not in short] == whole
 
 
