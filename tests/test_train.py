@@ -1252,6 +1252,7 @@ def test_the_last_steps_that_a_method_forgot_are_added_on_resume(tmp_path, monke
     monkeypatch.setitem(aioli.METHODS, "mine", mine([8, 8]))
     with pytest.raises(ValueError, match="go on with --resume"):
         run(tmp_path, "mine", steps=20)
+    assert (tmp_path / "out" / "checkpoint.pt").exists()
     monkeypatch.setitem(aioli.METHODS, "mine", mine([8, 8, 4]))
     mended = run(tmp_path, "mine", steps=20, resume=True)
     whole = run(tmp_path, "mine", steps=20, name="whole")
