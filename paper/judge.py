@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paper import figures
-from paper.laws import ranks
+from paper.laws import correlation, ranks
 from paper.rows import Entry
 from paper.tables import markdown, partners
 
@@ -151,7 +151,7 @@ def correlations(dots):
         for title in SIMS:
             x, y = [dot.sim[title] for dot in judged], [dot.gain[objective] for dot in judged]
             if len(judged) > 2:
-                r, rho = np.corrcoef(x, y)[0, 1], np.corrcoef(ranks(x), ranks(y))[0, 1]
+                r, rho = correlation(x, y), correlation(ranks(x), ranks(y))
                 lines.append(f"- average test {objective}, {title}: {r * r:.3f} (r {r:+.2f}, "
                              f"of ranks {rho:+.2f}; {len(judged)} dots)")
     return "\n".join(lines)

@@ -32,6 +32,13 @@ def ranks(x):
     return (count.cumsum() - (count - 1) / 2)[where]
 
 
+def correlation(x, y):
+    """Of x and y (R,); 0 where one of them is constant, up to rounding."""
+    if not (np.ptp(ranks(x)) and np.ptp(ranks(y))):
+        return 0.0
+    return np.corrcoef(x, y)[0, 1]
+
+
 def quality(law, mixtures, losses):
     """How well a law predicts runs, mixtures (R, m) and losses (R, n), R >= 2 -> R^2, mean squared
     error in nats^2, and Spearman's rank correlation, each (n,), one per loss. Raises ValueError."""
@@ -40,7 +47,7 @@ def quality(law, mixtures, losses):
 
     error = ((predicted - L) ** 2).mean(0)
     r2 = 1 - error / L.var(0)
-    rho = [np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in zip(predicted.T, L.T)]
+    rho = [correlation(ranks(a), ranks(b)) for a, b in zip(predicted.T, L.T)]
     return r2, error, np.array(rho)
 
 

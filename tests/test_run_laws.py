@@ -27,6 +27,12 @@ def test_ranks_begin_at_one_and_ties_share_their_mean_rank():
     same(laws.ranks([3e-12, 2e-12, -1e-12, 0.]), [4, 3, 1, 2])
 
 
+def test_what_is_constant_up_to_rounding_has_no_correlation():
+    assert laws.correlation([1., 1 + 2e-16, 1.], [1., 2., 3.]) == 0
+    assert laws.correlation([1., 2., 3.], [7., 7., 7.]) == 0
+    assert laws.correlation([1., 2., 3.], [9., 8., 7.]) == pytest.approx(-1)
+
+
 def test_quality_is_r_squared_the_mean_squared_error_and_the_correlation_of_ranks():
     P, law = aioli.cover(3, 12, rng_of(0)), a_law(3)
     L = law(P) + np.array([.1, 0, 0]) + rng_of(1).normal(0, .05, (12, 3))
