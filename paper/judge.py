@@ -30,10 +30,10 @@ def similarity(A, B, centred=False):
     off first, and only differences count.
     """
     a, b = np.sum(A, axis=0), np.sum(B, axis=0)                     # (m,) each
-    rank_a, rank_b = ranks(a), ranks(b)
+    spearman = correlation(ranks(a), ranks(b))
     if centred:
         a, b = a - a.mean(), b - b.mean()
-    return (cosine(a, b) + cosine(rank_a - rank_a.mean(), rank_b - rank_b.mean())) / 2
+    return (cosine(a, b) + spearman) / 2
 
 
 def cosine(a, b):

@@ -1231,7 +1231,7 @@ MUTANTS = {
          "np.sum(A, axis=0), np.sum(B, axis=0)",
          "np.sum(A, axis=1), np.sum(B, axis=1)"),
         ("sim is the cosine alone",
-         "(cosine(a, b) + cosine(rank_a - rank_a.mean(), rank_b - rank_b.mean())) / 2",
+         "(cosine(a, b) + spearman) / 2",
          "cosine(a, b)"),
         ("perplexity weighs one side alone",
          "weights * first, weights * second",
