@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,44 +278,53 @@ def longer_jobs(rows, lines, cells):
             for groups, seed, times in sorted(wanted) if (groups, seed) in cells]
 
 
+def ready(todo, running):
+    """The jobs that can begin, in their order: none waits for one of these."""
+    unmade = {job.entry for job in (*todo, *running)}
+    return [job for job in todo if job.needs not in unmade]
+
+
 def run_all(setup, jobs, rows):
     """Make the runs that have no row yet, a few side by side, and add their rows, to the file, too.
 
-    -> what failed, a line each.
+    No more are begun than have a place, so that a job takes none while it waits for another.
+    -> what failed, a line each; what needs a run that failed fails with it.
     """
-    todo, futures, failed = [job for job in jobs if job.entry not in rows], {}, []
-    began = time.perf_counter()
+    todo, running, failed = [job for job in jobs if job.entry not in rows], {}, {}
+    count, began = len(todo), time.perf_counter()
 
     def work(job):
-        needed = rows.get(job.needs)
-        if job.needs in futures:                # it was begun before this one
-            needed = futures[job.needs].result()
-        return run_job(job, needed, setup)
+        if job.needs in failed:
+            raise ValueError(failed[job.needs])
+        return run_job(job, rows.get(job.needs), setup)
 
     with workers(setup.jobs) as pool:
-        for job in todo:
-            futures[job.entry] = pool.submit(work, job)
-        entries = {future: entry for entry, future in futures.items()}
-        for ended, future in enumerate(as_completed(entries), 1):
-            entry = entries[future]
-            try:
-                rows[entry] = future.result()
-            except train.Stop:
-                raise
-            except Exception as error:          # of this run; the others go on
-                failed.append(train.in_a_line(error))
-                continue
-            write_csv(setup.folder / "compare.csv", rows)
-            print(f"{ended:>4}/{len(todo)}  {entry.label:<34}{entry.groups:<18} seed {entry.seed}  "
-                  f"perplexity {rows[entry]['avg_test_ppl']:7.3f}  "
-                  f"{time_left(time.perf_counter() - began, ended, len(todo))}", flush=True)
-    return failed
+        while todo or running:
+            free = places(setup.jobs) - len(running)
+            for job in ready(todo, running.values())[:free]:
+                todo.remove(job)
+                running[pool.submit(work, job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                try:
+                    rows[job.entry] = future.result()
+                except train.Stop:
+                    raise
+                except Exception as error:      # of this run; the others go on
+                    failed[job.entry] = train.in_a_line(error)
+                    continue
+                write_csv(setup.folder / "compare.csv", rows)
+                ended = count - len(todo) - len(running)
+                tell(job.entry, rows[job.entry], ended, count, time.perf_counter() - began)
+    return list(failed.values())
 
 
-def time_left(seconds, ended, total):
-    """How long it took and may take."""
+def tell(entry, row, ended, count, seconds):
+    """A line for a run that has ended, the number `ended` of `count` after so many seconds."""
     minutes = seconds / 60
-    return f"{minutes:5.1f} min, about {minutes / ended * (total - ended):.0f} left"
+    print(f"{ended:>4}/{count}  {entry.label:<34}{entry.groups:<18} seed {entry.seed}  "
+          f"perplexity {row['avg_test_ppl']:7.3f}  {minutes:5.1f} min, "
+          f"about {minutes / ended * (count - ended):.0f} left", flush=True)
 
 
 def cores():
@@ -330,10 +339,15 @@ def gpus():
     return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible.split(",")[:count]]
 
 
+def places(jobs):
+    """How many processes run side by side; jobs: as --jobs, 0: one a GPU, or a core."""
+    return jobs or len(gpus()) or cores()
+
+
 @contextmanager
 def workers(jobs):
     """A pool of threads, each to wait for a process of its own, and with a GPU for it where there
-    are any; jobs: how many, 0: one a GPU, or a core.
+    are any; jobs: as --jobs.
 
     Ctrl-C or a signal to end cancels what has not begun, lets what has keep its state, and raises
     Stop.
@@ -344,7 +358,7 @@ def workers(jobs):
     def take_gpu():
         worker.environment = next(turns)
 
-    with ThreadPoolExecutor(jobs or len(gpus()) or cores(), initializer=take_gpu) as pool:
+    with ThreadPoolExecutor(places(jobs), initializer=take_gpu) as pool:
         try:
             yield pool
         except BaseException as error:          # whatever it is, begin nothing more

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -781,6 +782,37 @@ def test_side_by_side_a_run_waits_for_the_one_that_it_needs(tmp_path, monkeypatc
     assert events.index(("ends", 2)) < events.index(("ends", 0))
     assert needed_rows[1] == found[first] and needed_rows[2] is None
     assert found == rows.read_csv(tmp_path / "compare.csv") and len(found) == 3
+
+
+def test_a_run_that_waits_takes_no_place_from_one_that_could_begin(tmp_path, monkeypatch):
+    begun = threading.Event()
+
+    def work(job, needed, setup):
+        if job.entry.seed == 2:
+            begun.set()
+        assert begun.wait(20)                   # the first: until the third is at work beside it
+        return row(20.)
+
+    monkeypatch.setattr(compare, "run_job", work)
+    first, second, third = (at("stratified", seed) for seed in range(3))
+    jobs = [compare.Job(first), compare.Job(second, first), compare.Job(third)]
+    assert compare.run_all(compare.Setup(tmp_path, train.Config(), {}, 2), jobs, {}) == []
+
+
+def test_one_after_the_other_runs_keep_their_order_and_what_was_awaited_comes_first(
+        tmp_path, monkeypatch):
+    made = []
+
+    def work(job, needed, setup):
+        made.append(job.entry.seed)
+        return row(20.)
+
+    monkeypatch.setattr(compare, "run_job", work)
+    first, second, third, fourth = (at("stratified", seed) for seed in range(4))
+    jobs = [compare.Job(first, third), compare.Job(second), compare.Job(third),
+            compare.Job(fourth)]
+    assert compare.run_all(compare.Setup(tmp_path, train.Config(), {}, 1), jobs, {}) == []
+    assert made == [1, 2, 0, 3]
 
 
 def test_what_needs_a_run_that_failed_fails_with_it(tmp_path, monkeypatch):
