@@ -65,6 +65,7 @@ SCHEDULES = dict(cosine=cosine, constant=constant)
 LONGEST_NAME = 120          # bytes of a folder's name
 OURS = ("history", "checkpoint", "result", "model", "run", "before")    # what a run leaves there
 WINDOWS = 9 * 10 ** 9       # of a run: data.py counts their billionths in 64 bits
+MANY_REQUESTS = 1000        # in a row that train nothing: a method that never ends
 MANY_EPOCHS = 4             # up to here text that is repeated is nearly worth new text
 PAPER = dict(preset="pythia-160m", method="aioli_published", steps=5000, lr=5e-4)  # --preset paper
 LARGEST_LOSS = 700          # nats per token: beyond it a perplexity is no number any more
@@ -633,6 +634,7 @@ def drive(method, trainer, history, past=(), known=(), on_row=lambda row: None):
             history.rows.append(row)
         else:
             check_left(request, history, trainer.config)
+            check_moves(request, history, trainer.config)
             began = time.perf_counter()
             measured = trainer.answer(request)
             history.add(request, seconds=round(time.perf_counter() - began, 4), **measured)
@@ -648,6 +650,14 @@ def check_left(request, history, config):
     if done + steps_of(request) > config.steps:
         raise ValueError(f"{config.method} asks for {steps_of(request)} steps of the main run at "
                          f"step {done}; they have to add up to --steps {config.steps}")
+
+
+def check_moves(request, history, config):
+    """Raise ValueError for a method that only asks, and would for ever."""
+    last = [*(row.request for row in history.rows[-MANY_REQUESTS:]), request]
+    if len(last) > MANY_REQUESTS and not any(map(steps_of, last)):
+        raise ValueError(f"{config.method} asks {MANY_REQUESTS} times in a row for no step; the "
+                         "steps that it yields have to add up to --steps")
 
 
 def steps_taken(rows):

@@ -1270,6 +1270,30 @@ def test_a_method_that_goes_on_is_stopped_at_the_end_of_the_run(tmp_path, monkey
         run(tmp_path, "mine", steps=8)
 
 
+@pytest.mark.parametrize("on", ["main", "proxy"])
+def test_a_method_that_only_asks_is_stopped(on, tmp_path, monkeypatch):
+    def mine(h, steps):
+        """My method."""
+        yield aioli.Train(h.uniform, 1, on=on)
+        for _ in range(100):
+            yield aioli.Train(h.uniform, 0, on=on)
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    monkeypatch.setattr(train, "MANY_REQUESTS", 20)
+    with pytest.raises(ValueError, match="^mine asks 20 times in a row for no step"):
+        run(tmp_path, "mine", steps=8)
+
+
+def test_a_method_may_ask_often_between_its_steps(tmp_path, monkeypatch):
+    def mine(h, steps):
+        """My method."""
+        for n in (*[0] * 20, 4, *[0] * 20, 4):
+            yield aioli.Train(h.uniform, n)
+    monkeypatch.setitem(aioli.METHODS, "mine", mine)
+    monkeypatch.setattr(train, "MANY_REQUESTS", 20)
+    result, _ = run(tmp_path, "mine", steps=8)
+    assert result["steps"] == 8
+
+
 def test_a_method_that_returns_its_requests_is_no_method(tmp_path, monkeypatch):
     monkeypatch.setitem(aioli.METHODS, "mine", lambda h, steps: aioli.Train(h.uniform, steps))
     with pytest.raises(ValueError, match="^mine is no method: it has to yield its requests$"):
