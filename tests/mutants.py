@@ -681,9 +681,8 @@ MUTANTS = {
     "train.py": [
         ("a method that only asks goes on for ever",
          "if len(last) > MANY_REQUESTS and not", "if False and not"),
-        ("a method that asks often is stopped at its next step",
-         "history.rows[-MANY_REQUESTS:]), request]",
-         "history.rows[-MANY_REQUESTS - 1:])]"),
+        ("a method that has asked often may not ask again",
+         "and not any(map(steps_of, last)):", "and not steps_of(request):"),
         ("the main run is trained with weights that are no mixture",
          'if is_update and request.on == "main":', "if False:"),
         ("a run that lacks its last steps keeps no checkpoint",
