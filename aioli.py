@@ -436,7 +436,7 @@ class LogLinear(NamedTuple):
         return self.t * (self(p) - self.c)[:, None]
 
 
-def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
+def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior=""):
     """Data Mixing Laws (arXiv 2403.16952): fit L_i(p) = c_i + exp(t_i . p) to a sweep, minimise.
 
     A = -t: static, sigma = exp, T = 1. Its linearisation at p is A[i, j] = -t_ij (L_i(p) - c_i).
@@ -447,7 +447,7 @@ def dml(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
     points: number of scratch runs.
     objective: average loss, perplexity, bits (per byte), or weights of the groups, as 2+1+1.
     kl: weight of KL(mixture || prior) against the average loss, nats; Olmix has .05.
-    mixture_prior: natural, uniform, or shares joined by +.
+    mixture_prior: natural, uniform, or shares joined by + (default with kl: natural).
 
     >>> solve_static(LogLinear(c=np.zeros(2), t=-np.eye(2))).round(6)
     array([0.5, 0.5])
@@ -460,8 +460,8 @@ def by_law(h, steps, fit_law, points, objective, kl, mixture_prior):
     """A sweep, the law fitted to it, and the mixture that this proposes."""
     package("torch")                                # before anything trains
     check(kl=kl)
-    check_prior_counts(kl, mixture_prior != "natural")
-    prior = prior_of(h, mixture_prior)
+    check_prior_counts(kl, mixture_prior)
+    prior = prior_of(h, mixture_prior or "natural")
     form, w = what_counts(h, objective)
     P, L = yield from sweep(h, steps, points, least=h.m + 1)
     law = fit_law(P, L)
@@ -622,8 +622,8 @@ def fit_linear_dynamic(mixtures, drops):
     """
     P = np.asarray(mixtures, float)
     if np.linalg.matrix_rank(P) < P.shape[1]:
-        raise ValueError(f"{len(P)} mixtures do not determine A for {P.shape[1]} groups; "
-                         "add different ones")
+        raise ValueError(f"{len(P)} mixtures do not tell {P.shape[1]} groups apart; add different "
+                         "ones")
     solution, *_ = np.linalg.lstsq(P, np.asarray(drops, float), rcond=None)
     return solution.T
 
@@ -1042,7 +1042,8 @@ def grape(h, steps, rounds=25, eta=1.5, robust=5.0, smoothing=1e-3):
     gradient of the log of its mean loss, sum_i z_i gradient_i / sum_i z_i L_i; here each gradient
     is divided by its own loss in both steps. (2) L_i is there the loss of the batch, here that of
     the last validation. (3) It draws 32 windows of each group and target; here all groups share
-    one batch, and one that is not in it counts as 0, as in `doge`.
+    one batch, and one that is not in it counts as 0, as in `doge`. (4) It clips each gradient to
+    norm 1 or 2 before the products, which its step sizes are for; here they are as they are.
     rounds: updates of the mixture.  eta: step size.  robust: step size of the second player.
     smoothing: share of the uniform weights in z.
 
@@ -1179,7 +1180,7 @@ class Power(NamedTuple):
         return -self.a * self.g * p ** (self.g - 1) * reducible ** 2
 
 
-def power(h, steps, points=9, objective="loss", kl=0.0, mixture_prior="natural"):
+def power(h, steps, points=9, objective="loss", kl=0.0, mixture_prior=""):
     """As dml, with the additive power law of arXiv 2507.09404, which ranks mixtures better.
 
     A = minus the law's gradient at the optimum. Extra cost: as dml. Settings as dml.
@@ -1378,9 +1379,9 @@ def check_prior(prior, m):
     return prior / prior.sum()
 
 
-def check_prior_counts(kl, is_given):
+def check_prior_counts(kl, mixture_prior):
     """Raise ValueError for a prior that would change nothing."""
-    if is_given and not kl:
+    if mixture_prior and not kl:
         raise ValueError("--mixture-prior changes nothing without --kl; give it, .05 say")
 
 

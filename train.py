@@ -1061,7 +1061,7 @@ def train_in(out, config, settings, corpus, flags):
     progress = Progress(config, corpus.groups)
     past = keeper.resume() if config.resume else []
     trainer.on_step, trainer.on_whole = progress.step, keeper.whole
-    announce(trainer)
+    announce(trainer, settings)
 
     def on_row(row):
         keeper.row(row)
@@ -1086,8 +1086,8 @@ def train_in(out, config, settings, corpus, flags):
     return result
 
 
-def announce(trainer):
-    """Say what is trained, and which groups it may read more often than is wise."""
+def announce(trainer, settings):
+    """Say what is trained, and which groups it may read more often than is wise, or asked for."""
     config, corpus = trainer.config, trainer.corpus
     print(f"{config.method} on {'+'.join(corpus.groups)}: {config.steps} steps of {config.batch} "
           f"x {trainer.shape.window} tokens, {config.preset} model, {trainer.device}, "
@@ -1104,9 +1104,10 @@ def announce(trainer):
             if count < getattr(config, f"{name}_windows"):
                 print(f"note: {group} has {count} {name} windows, fewer than --{name}-windows")
     epochs = total / sum(sizes.values())
-    if config.max_epochs and epochs > config.max_epochs:
-        print(f"note: this run is as long as all text {epochs:.1f} times and cannot keep to "
-              f"--max-epochs {config.max_epochs:g}; it reads each group equally often")
+    for name, most in (("max_epochs", config.max_epochs), ("epochs", settings.get("epochs"))):
+        if most and epochs > most:
+            print(f"note: this run is as long as all text {epochs:.1f} times and cannot keep to "
+                  f"{flag(name)} {most:g}; it reads each group equally often")
 
 
 def check_steps(config, history, keeper):
@@ -1638,7 +1639,8 @@ def exit_code(name, command):
     """Call `command` -> 0; 2 for bad input, 1 for a machine or a method that fails, with a line on
     stderr that begins with `name`; 130 after Ctrl-C or a signal to end. Never a traceback."""
     out, err = Unbroken(sys.stdout), Unbroken(sys.stderr)
-    with redirect_stdout(out), redirect_stderr(err), handling(signal.default_int_handler):
+    with (redirect_stdout(out), redirect_stderr(err), plain_warnings(),
+          handling(signal.default_int_handler)):
         try:
             command()
         except (Stop, KeyboardInterrupt) as error:
@@ -1648,6 +1650,17 @@ def exit_code(name, command):
             print(f"{name}: {in_a_line(error)}", file=sys.stderr)
             return 2 if isinstance(error, ValueError) else 1
     return 0
+
+
+@contextmanager
+def plain_warnings():
+    """A warning is a line that says what is wrong, without the place in the code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def in_a_line(error):

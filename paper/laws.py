@@ -5,8 +5,9 @@
     python -m paper.laws power --runs MIXTURES.csv LOSSES.csv --target code --kl .05
 
 A CSV file has a header and a line a run: the number of the run, then a share per group, or a loss
-each; losses need not be of the groups, but above 0. Olmix's ratios.csv and metrics.csv are such
-files too. The last line that is printed is the command that trains on the proposed mixture.
+each; losses need not be of the groups, and only those minimised need be above 0. Olmix's ratios.csv
+and metrics.csv are such files too. The last line that is printed is the command that trains on the
+proposed mixture.
 """
 import argparse
 import shlex
@@ -75,6 +76,16 @@ def check_varies(targets, L):
                          "it; leave its column out")
 
 
+def check_above_0(targets, L):
+    """Raise ValueError for losses (R, n) that a law is not for."""
+    lowest = L.min(axis=0)
+    if lowest.min() <= 0:
+        i = lowest.argmin()
+        raise ValueError(f"the loss {targets[i]} is {lowest[i]:g} in a run, but laws are of "
+                         "numbers above 0; if it is a score, add a number to its column, or leave "
+                         "it out by --target")
+
+
 def read_holdout(files, groups, targets):
     """Runs to test a law on -> mixtures (R, m), losses (R, n). Raises ValueError unless they are of
     these groups and losses, in this order."""
@@ -108,9 +119,12 @@ def weights_of(text, targets):
 
 def check_falls(method, objective, w):
     """Raise ValueError for a weight below 0, (n,), where losses can only fall."""
-    if w.min() < 0 and (method == "power" or objective == "perplexity"):
+    if w.min() < 0 and objective == "perplexity":
+        raise ValueError("a weight below 0 in --target is for a score, which has no perplexity; "
+                         "leave out --objective")
+    if w.min() < 0 and method == "power":
         raise ValueError("a weight below 0 in --target is not for the law power, whose losses only "
-                         "fall, nor for perplexities")
+                         "fall; take dml or regmix")
 
 
 def print_proposal(groups, mixture, P):
@@ -149,6 +163,7 @@ def study(method, runs, holdout=(), objective="loss", target="", kl=0.0, mixture
     tests = [(mixtures, losses[:, counts]) for mixtures, losses in tests]
     targets = np.array(targets)[counts]
     for _, losses in tests:
+        check_above_0(targets, losses)
         check_varies(targets, losses)
 
     began = time.perf_counter()

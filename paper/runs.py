@@ -2,8 +2,9 @@
 import csv
 import math
 import re
-import sys
 from pathlib import Path
+
+import numpy as np
 
 import aioli
 from train import plain_names
@@ -34,11 +35,11 @@ def read_cells(path):
     return [(line, row) for line, row in cells if any(row)]
 
 
-def read_table(path, lowest=0.0):
+def read_table(path, lowest=-math.inf):
     """A CSV file, a run a line under a header of names -> names, {run: numbers}. ValueError.
 
     The column run or run_id, else the first, names the runs; NO_GROUPS have no numbers either. No
-    number may be below `lowest`."""
+    number may be below `lowest`, 0 or none."""
     (line, head), *rows = read_cells(path) or [(1, [""])]
     names = [name.lower() for name in head]
     key = next((i for i, name in enumerate(names) if name in ("run", "run_id")), 0)
@@ -72,16 +73,16 @@ def number(cell, lowest, place):
     except ValueError:
         value = math.nan
     if not (aioli.finite(value) and value >= lowest):
-        raise ValueError(f"{place}: {cell!r} is not a number {'above 0' if lowest else '>= 0'}, "
-                         "with a decimal point")
+        raise ValueError(f"{place}: {cell!r} is not a number{'' if lowest else ' >= 0'}, with a "
+                         "decimal point")
     return value
 
 
 def read_runs(files):
     """MIXTURES.csv, LOSSES.csv -> group names, mixtures (R, m) that sum to 1, names of losses,
-    losses (R, n) in the same order, nats per token. Raises ValueError."""
-    groups, mixtures = read_table(files[0])
-    targets, losses = read_table(files[1], lowest=sys.float_info.min)
+    losses (R, n), or scores, in the same order. Raises ValueError."""
+    groups, mixtures = read_table(files[0], lowest=0.0)
+    targets, losses = read_table(files[1])
     alone = mixtures.keys() ^ losses.keys()
     if alone:
         raise ValueError(f"{' and '.join(files)} do not list the same runs: {min(alone)!r} is in "
@@ -95,5 +96,6 @@ def read_runs(files):
                              "nor to 100")
     if len(groups) < 2:
         raise ValueError(f"{files[0]} has one group, {groups[0]}; mixing needs two or more")
-    P, L = aioli.check_runs(list(mixtures.values()), [losses[run] for run in mixtures], 1)
-    return groups, P, targets, L
+    P = np.array(list(mixtures.values()))
+    L = np.array([losses[run] for run in mixtures])
+    return groups, P / P.sum(1, keepdims=True), targets, L

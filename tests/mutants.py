@@ -34,6 +34,8 @@ SUITES = {
 
 MUTANTS = {
     "aioli.py": [
+        ("a prior that changes nothing is taken",
+         "if mixture_prior and not kl:", "if False:"),
         ("a method's reply is the history's own",
          "copy.deepcopy(self.last.reply)", "self.last.reply"),
         ("an answer is recorded twice",
@@ -679,6 +681,10 @@ MUTANTS = {
          "if True:"),
     ],
     "train.py": [
+        ("a warning shows the code that gave it",
+         'lambda message, *_, **__: f"note', 'lambda message, *_, **__: f"aioli.py, line'),
+        ("a run too long for its own epochs says nothing",
+         '("epochs", settings.get("epochs"))', '("epochs", 0)'),
         ("a method that only asks goes on for ever",
          "if len(last) > MANY_REQUESTS and not", "if False and not"),
         ("a method that has asked often may not ask again",
@@ -1183,6 +1189,10 @@ MUTANTS = {
          "split_of(last_byte)"),
     ],
     "paper/laws.py": [
+        ("what is not minimised has to be above 0, too",
+         "        check_above_0(targets, losses)", "        check_above_0(targets, L)"),
+        ("a loss of 0 is fitted",
+         "if lowest.min() <= 0:", "if False:"),
         ("R^2 forgets the mean",
          "r2 = 1 - error / L.var(0)",
          "r2 = 1 - error / (L ** 2).mean(0)"),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import warnings
 
 import kill
 import numpy as np
@@ -597,6 +598,21 @@ def test_no_group_is_read_more_often_than_max_epochs(tmp_path, method, config):
     result, _ = run(tmp_path, method, settings=settings, max_epochs=.65, **config)
     assert max(result["epochs"].values()) <= .65 * (6000 / 16) / 374 + 1 / 374
     assert sum(result["epochs"].values()) * 374 == pytest.approx(480)
+
+
+def test_a_warning_is_a_line_without_the_place_in_the_code(capsys):
+    def warn():
+        print(warnings.formatwarning(UserWarning("too\n few"), UserWarning, "aioli.py", 7), end="")
+
+    before = warnings.formatwarning
+    assert train.exit_code("me", warn) == 0
+    assert capsys.readouterr().out == "note: too few\n" and warnings.formatwarning is before
+
+
+@pytest.mark.parametrize("settings, warns", [(dict(epochs=.5), True), ({}, False)])
+def test_unimax_says_where_a_run_is_too_long_for_its_epochs(settings, warns, tmp_path, capsys):
+    run(tmp_path, "unimax", settings=settings)
+    assert ("cannot keep to --epochs 0.5" in capsys.readouterr().out) == warns
 
 
 def test_a_run_that_is_longer_than_all_text_says_so_and_repeats_it_equally(tmp_path, capsys):

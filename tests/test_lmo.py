@@ -1253,7 +1253,7 @@ def test_false_that_f_equal_to_one_group_in_m_is_usable():
     for f in (1 / 4, .1, 1.01):
         with pytest.raises(ValueError, match="does not favour"):
             probe_counts(range(4), 4, f, 40)
-    with pytest.raises(ValueError, match="do not determine A"):
+    with pytest.raises(ValueError, match="do not tell"):
         fit_linear_dynamic(np.full((4, 4), .25), np.ones((4, 4)))
 
 

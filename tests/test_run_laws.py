@@ -1,4 +1,6 @@
 """Claims of paper/laws.py: what it says of a law's quality, and what the law proposes."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -152,7 +154,7 @@ def test_a_prior_draws_the_proposal_and_a_group_that_no_run_had_more_of_is_named
     (["--target", "wbe"], "unknown loss 'wbe'; did you mean 'web'?"),
     (["--target", "web=x"], "'web=x' is not a loss and its weight"),
     (["--target", "web=0"], "'web=0' is not"), (["--target", "web=nan"], "'web=nan' is not"),
-    (["--target", "web=-1", "--objective", "perplexity"], "a weight below 0 in --target is not"),
+    (["--target", "law=-1", "--objective", "perplexity"], "a score, which has no perplexity"),
     (["--target", "law=2, web , law"], "--target names law twice"),
     (["--kl", "-1"], "--kl -1.0 is out of range"),
     (["--mixture-prior", "1+3"], "--mixture-prior changes nothing without --kl"),
@@ -186,6 +188,19 @@ def test_runs_held_out_have_the_same_groups_and_losses(others, file, tmp_path, c
     assert run("dml", "--runs", *files, "--holdout", *holdout) == 2
     printed = capsys.readouterr()
     assert "--holdout" in printed.err and "\n" not in printed.err.strip() and not printed.out
+
+
+def test_a_law_whose_losses_only_fall_takes_no_weight_below_0(tmp_path, capsys):
+    files = finished_runs(tmp_path, ("law", "web"), a_law())
+    assert run("power", "--runs", *files, "--target", "web=-1") == 2
+    error = capsys.readouterr().err.strip()
+    assert "not for the law power" in error and "\n" not in error
+
+
+def test_a_law_of_more_numbers_than_runs_says_so(tmp_path):
+    files = finished_runs(tmp_path, ("law", "web"), a_law(), runs=3)
+    with pytest.warns(UserWarning, match="6 numbers of a law are fitted to 3 runs"):
+        assert run("power", "--runs", *files) == 0
 
 
 @pytest.mark.parametrize("law, objective, says", [("dlm", "loss", "did you mean 'dml'"),
@@ -280,10 +295,24 @@ def test_a_table_that_is_none_is_refused_by_line_and_column(cell, instead, says,
         reading(tmp_path, instead if whole else MIXTURES.replace(cell, instead))
 
 
-@pytest.mark.parametrize("loss", ["0", "-1", "nan", "inf", "1e300", ""])
-def test_a_loss_is_a_finite_number_above_0(loss, tmp_path):
-    with pytest.raises(ValueError, match=f"l.csv, line 3, column web: '{loss}' is not a number"):
+@pytest.mark.parametrize("loss", ["nan", "inf", "1e300", ""])
+def test_a_loss_is_a_finite_number(loss, tmp_path):
+    with pytest.raises(ValueError, match=f"l.csv, line 3, column web: '{loss}' is not a number,"):
         reading(tmp_path, losses=LOSSES.replace("3,3\n3", f"3,{loss}\n3"))
+
+
+@pytest.mark.parametrize("score", ["0", "-1"])
+def test_a_score_may_be_0_or_below_where_it_is_not_what_is_minimised(score, tmp_path, capsys):
+    files = finished_runs(tmp_path, ("law", "web"), a_law())
+    head, first, *others = Path(files[1]).read_text().splitlines()
+    scores = [f"{head},valid_score_loss", f"{first},{score}", *(f"{line},.5" for line in others)]
+    expected, _ = proposal(capsys, "dml", "--runs", *files)
+    Path(files[1]).write_text("\n".join(scores))
+    assert proposal(capsys, "dml", "--runs", *files, "--target", "law,web")[0] == expected
+    for target in ([], ["--target", "score=-1"]):
+        assert run("dml", "--runs", *files, *target) == 2
+        error = capsys.readouterr().err.strip()
+        assert f"the loss score is {score} in a run" in error and "\n" not in error
 
 
 def test_mixtures_and_losses_in_the_wrong_order_are_noticed(tmp_path):
@@ -295,7 +324,7 @@ def test_mixtures_and_losses_in_the_wrong_order_are_noticed(tmp_path):
 def test_runs_that_determine_no_law_are_refused(law, tmp_path, capsys):
     reading(tmp_path, "run,law,web\n1,.5,.5\n2,.5,.5\n3,.5,.5\n")
     assert run(law, "--runs", tmp_path / "p.csv", tmp_path / "l.csv") == 2
-    assert "3 mixtures do not determine A for 2 groups" in capsys.readouterr().err
+    assert "3 mixtures do not tell 2 groups apart" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_the_same_in_all_runs_is_no_measure_of_a_law(tmp_path, capsys):
