@@ -73,8 +73,8 @@ def number(cell, lowest, place):
     except ValueError:
         value = math.nan
     if not (aioli.finite(value) and value >= lowest):
-        raise ValueError(f"{place}: {cell!r} is not a number{'' if lowest else ' >= 0'}, with a "
-                         "decimal point")
+        bound = {-math.inf: "", 0.0: " >= 0"}.get(lowest, " above 0")
+        raise ValueError(f"{place}: {cell!r} is not a number{bound}, with a decimal point")
     return value
 
 
