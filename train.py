@@ -654,8 +654,9 @@ def check_left(request, history, config):
 
 def check_moves(request, history, config):
     """Raise ValueError for a method that only asks, and would for ever."""
-    last = [*(row.request for row in history.rows[-MANY_REQUESTS:]), request]
-    if len(last) > MANY_REQUESTS and not any(map(steps_of, last)):
+    if steps_of(request) or len(history.rows) < MANY_REQUESTS:
+        return
+    if not any(steps_of(row.request) for row in history.rows[-MANY_REQUESTS:]):
         raise ValueError(f"{config.method} asks {MANY_REQUESTS} times in a row for no step; the "
                          "steps that it yields have to add up to --steps")
 
